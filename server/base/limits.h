@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Every global bound in one place. "Full" means wait, or a clear refusal; nothing grows past these.
+ */
+#ifndef QCOWD_BASE_LIMITS_H
+#define QCOWD_BASE_LIMITS_H
+
+#define KIB (1024ULL)
+#define MIB (1024ULL * KIB)
+#define GIB (1024ULL * MIB)
+
+/* Largest READ or WRITE payload: what qemu and libnbd take for granted. */
+#define LIMIT_PAYLOAD_BYTES (32U * 1024U * 1024U)
+/* Largest option payload in the handshake; a client that announces more is disconnected. */
+#define LIMIT_OPTION_BYTES (64U * 1024U)
+/* Names, meta context queries and error texts on the wire (NBD: strings are at most 4096). */
+#define LIMIT_NBD_STRING_BYTES 4096U
+/* Options one connection may send before it must choose an export or leave. */
+#define LIMIT_OPTIONS_PER_HANDSHAKE 128U
+#define LIMIT_HANDSHAKE_MS          10000U
+/* Requests one connection may have in flight, and payload bytes it may hold meanwhile. */
+#define LIMIT_REQUESTS_PER_CONNECTION 128U
+#define LIMIT_BYTES_PER_CONNECTION    (64U * 1024U * 1024U)
+/* Payload bytes of all connections together. */
+#define LIMIT_BYTES_IN_FLIGHT (256U * 1024U * 1024U)
+#define LIMIT_CONNECTIONS     1024U
+/* Extents in one BLOCK_STATUS reply (NBD: at most 2^20). */
+#define LIMIT_STATUS_EXTENTS 4096U
+/* Stopping: in-flight requests are waited for, then clients that do not read are cut. */
+#define LIMIT_SHUTDOWN_GRACE_MS 10000U
+
+/* Metadata cache: L2 slices and refcount blocks of one image. */
+#define LIMIT_SLICE_CACHE_BYTES (32ULL * MIB)
+/* Tables held in memory whole; the same bounds as QEMU's, so that no image of its is refused. */
+#define LIMIT_L1_BYTES             (32ULL * MIB)
+#define LIMIT_REFCOUNT_TABLE_BYTES (8ULL * MIB)
+#define LIMIT_SNAPSHOTS            65536U
+#define LIMIT_SNAPSHOT_TABLE_BYTES (64ULL * MIB)
+#define LIMIT_BACKING_NAME_BYTES   1023U
+/* Images in one backing chain. */
+#define LIMIT_CHAIN_DEPTH 200U
+
+/* Usable stack of a coroutine. The deepest path is a copy on write through a long chain. */
+#define LIMIT_COROUTINE_STACK_BYTES (64U * 1024U)
+
+#endif

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * A byte stream to one peer: socket, stdio pair, TLS session, or a pipe in memory for tests. The
+ * protocol floor speaks to peers through this only.
+ */
+#ifndef QCOWD_IO_STREAM_H
+#define QCOWD_IO_STREAM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+struct stream;
+
+struct stream_ops {
+    /*
+     * Receives at least one and at most `len` bytes. Returns the count; 0 at the end of the stream;
+     * -errno (-ECONNRESET, -ESHUTDOWN after stream_abort). One receiver at a time.
+     */
+    ssize_t (*co_recv)(struct stream *stream, void *buf, size_t len);
+    /*
+     * Sends all of it, in order, or fails. One sender at a time. `more` is a hint that another send
+     * follows at once. May change the iovec array. Returns 0 or -errno (-EPIPE, -ECONNRESET,
+     * -ESHUTDOWN).
+     */
+    int (*co_send)(struct stream *stream, struct iovec *iov, int iov_count, bool more);
+    /*
+     * Ends both directions at once: what waits in co_recv or co_send returns -ESHUTDOWN (or end of
+     * stream). Does not suspend; may be called more than once.
+     */
+    void (*abort)(struct stream *stream);
+    /*
+     * Says goodbye where the transport has a word for it (TLS close_notify, shutdown of the sending
+     * side), closes and frees. Nothing may be waiting in it. May suspend, briefly.
+     */
+    void (*co_close)(struct stream *stream);
+};
+
+struct stream {
+    const struct stream_ops *ops;
+    /* Who it is, for logs: "unix", "127.0.0.1:40312", "stdio". Lives as long as the stream. */
+    const char *peer;
+};
+
+/* Receives exactly len bytes: 0; -ENODATA at a clean end before the first byte; -ECONNRESET at an
+ * end in the middle; or co_recv's error. */
+int co_stream_recv_all(struct stream *stream, void *buf, size_t len);
+
+#endif
