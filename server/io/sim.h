@@ -55,12 +55,16 @@ uint64_t sim_random(struct world *world);
 uint64_t sim_random_below(struct world *world, uint64_t bound);
 
 /*
- * Loses power: drops all pending operations (their coroutines are never resumed: their stacks are
- * released without running), keeps a random subset of what was not flushed, empties the timers and
- * closes all disks. Files stay. Objects that the abandoned coroutines owned are leaked on purpose
- * into an arena that the simulator frees: see sim_crash_arena in sim.c.
+ * Loses power, in two steps. sim_crash() fixes what the disks will hold: all that was flushed, and of
+ * the rest a random subset, torn at 512 bytes. From then on the old life is a ghost: every pending
+ * and later operation completes with -EIO and no effect, so that its coroutines wind down by their
+ * own error paths and nothing needs to be torn out of them; the caller goes on with sim_run() and
+ * closes what it had open. sim_reboot(), with nothing open, then puts the fixed bytes in place and
+ * serves again.
  */
 void sim_crash(struct world *world);
+bool sim_crashed(const struct world *world);
+void sim_reboot(struct world *world);
 
 /* Whole-file access outside of simulated time: durable and pending bytes as a reader would see them.
  * sim_file_put creates or replaces and is durable at once. */

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The qcow2 engine's front door: open an image (and its backing chain) as a struct image.
+ */
+#ifndef QCOWD_QCOW2_QCOW2_H
+#define QCOWD_QCOW2_QCOW2_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "image.h"
+#include "io/world.h"
+
+enum trim_policy {
+    TRIM_UNMAP,  /* freed clusters are punched out of the host file */
+    TRIM_IGNORE, /* TRIM changes nothing; WRITE_ZEROES keeps its clusters */
+};
+
+struct qcow2_open_options {
+    bool read_only;
+    bool direct; /* --cache none */
+    enum trim_policy trim;
+    uint64_t cache_bytes; /* budget for L2 slices and refcount blocks; 0: LIMIT_SLICE_CACHE_BYTES */
+    /* A commit is started this long after the first change that is not yet committed; 0: 5 s. */
+    uint64_t commit_interval_ms;
+};
+
+/*
+ * Opens `path` as qcow2, and its backing files read-only. For writing: refcounts are rebuilt if the
+ * dirty bit is set; unknown autoclear bits are cleared and flushed; the file is locked. On success
+ * *out is owned by the caller, who ends it with image->ops->co_close(). On failure nothing has been
+ * written to a file that was found damaged, and err says file, field, value and what is allowed.
+ * -EINVAL, -ENOTSUP, -EIO, -ENOMEM, -EAGAIN (locked), -ELOOP (a chain that names itself), and what
+ * opening a file can return. May suspend.
+ */
+int co_qcow2_open(struct world *world, const char *path, const struct qcow2_open_options *options,
+                  struct image **out, struct errtext *err);
+
+/* Opens a raw file (or block device) as an image. Same contract. */
+int co_raw_open(struct world *world, const char *path, bool read_only, bool direct,
+                struct image **out, struct errtext *err);
+
+#endif
