@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The ring loop: one thread's io_uring, timers, worker completions and signals, driving that thread's
+ * coroutines. A turn: run the ready list until it is empty, run the turn hooks (they send what the
+ * turn produced), submit, wait, reap completions into the ready list. One submission system call a
+ * turn, and none at all when a turn queued nothing.
+ */
+#ifndef QCOWD_SCHED_LOOP_H
+#define QCOWD_SCHED_LOOP_H
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/errtext.h"
+#include "base/list.h"
+
+struct loop;
+struct io_uring_sqe;
+struct coro;
+
+/*
+ * Sets up the ring of this thread. -ENOSYS, -EPERM (io_uring switched off: kernel.io_uring_disabled,
+ * a container's seccomp profile), -ENOMEM: err says what to change. One loop a thread.
+ */
+int loop_create(struct loop **out, struct errtext *err);
+/* Nothing may be pending. NULL is fine. */
+void loop_free(struct loop *loop);
+
+/* Turns until loop_stop() was called. Runs on the driver's stack. */
+void loop_run(struct loop *loop);
+void loop_stop(struct loop *loop);
+
+/* Runs fn(arg) in a coroutine and turns until it has returned: for main() and tests. -ENOMEM. */
+int loop_run_coroutine(struct loop *loop, void (*fn)(void *arg), void *arg);
+
+/*
+ * One ring operation. The submitter keeps it in place (on its coroutine's stack) until it completes.
+ */
+struct loop_op {
+    struct coro *waiter;
+    int result; /* as the kernel gives it: >= 0 or -errno */
+    uint32_t cqe_flags;
+    bool done;
+};
+
+/*
+ * A submission entry tied to op, for io_uring_prep_*(); submits what is queued when the ring is full.
+ * The caller prepares it at once and then calls co_loop_wait(). Does not suspend. The prep helpers of
+ * liburing clear user_data, so call loop_sqe_attach() after them.
+ */
+struct io_uring_sqe *loop_sqe(struct loop *loop);
+void loop_sqe_attach(struct io_uring_sqe *sqe, struct loop_op *op);
+/* Suspends until op has completed; returns op->result. */
+int co_loop_wait(struct loop *loop, struct loop_op *op);
+/* Asks the kernel to end an op in flight; it completes with -ECANCELED, or as it would have. */
+void loop_cancel(struct loop *loop, struct loop_op *op);
+
+/* Called at the end of each turn in which it was scheduled, on the loop's stack, once. */
+struct turn_hook {
+    struct list link;
+    void (*run)(struct turn_hook *hook);
+};
+void turn_hook_init(struct turn_hook *hook, void (*run)(struct turn_hook *hook));
+void loop_schedule_hook(struct loop *loop, struct turn_hook *hook); /* no-op when scheduled */
+void loop_unschedule_hook(struct turn_hook *hook);
+
+/*
+ * Calls fn on the loop's stack for each of these signals, from signalfd; blocks them for the process's
+ * threads made later. Once a loop.
+ */
+int loop_watch_signals(struct loop *loop, const sigset_t *signals,
+                       void (*fn)(void *arg, int signal_number), void *arg);
+
+/* Timers: see world.h for the timer itself. */
+struct world_timer;
+uint64_t loop_now_ns(const struct loop *loop);
+void loop_timer_start(struct loop *loop, struct world_timer *timer, uint64_t deadline_ns);
+void loop_timer_stop(struct loop *loop, struct world_timer *timer);
+
+/* Runs fn(arg) on a worker thread; suspends until it has finished. Threads start on first use. */
+void co_loop_work(struct loop *loop, void (*fn)(void *arg), void *arg);
+
+#endif
