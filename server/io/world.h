@@ -17,6 +17,7 @@
 
 #include "base/errtext.h"
 #include "base/list.h"
+#include "sched/timers.h" /* struct world_timer */
 
 struct world;
 struct disk;
@@ -34,23 +35,13 @@ enum disk_open_flags {
     DISK_NO_LOCK = 1U << 3,
 };
 
-/*
- * One-shot timer. Filled in by timer_start(); the memory belongs to the caller and stays in place
- * until it has fired or was stopped.
- */
-struct world_timer {
-    uint64_t deadline_ns;
-    uint64_t heap_index; /* the world's own; 0 means not armed */
-    void (*fired)(struct world_timer *timer);
-};
-
 struct world_ops {
     /* Monotonic, in nanoseconds. */
     uint64_t (*now_ns)(struct world *world);
     uint64_t (*random64)(struct world *world);
     /*
-     * Calls timer->fired on the loop's stack at deadline_ns or later. Stopping a timer that is not
-     * armed is fine.
+     * Calls timer->fired on the loop's stack at deadline_ns or later. Starting a timer that is armed
+     * moves it, stopping one that is not armed is fine. A timer begins as all zero but `fired`.
      */
     void (*timer_start)(struct world *world, struct world_timer *timer, uint64_t deadline_ns);
     void (*timer_stop)(struct world *world, struct world_timer *timer);

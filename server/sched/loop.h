@@ -14,6 +14,7 @@
 
 #include "base/errtext.h"
 #include "base/list.h"
+#include "sched/timers.h"
 
 struct loop;
 struct io_uring_sqe;
@@ -72,8 +73,7 @@ void loop_unschedule_hook(struct turn_hook *hook);
 int loop_watch_signals(struct loop *loop, const sigset_t *signals,
                        void (*fn)(void *arg, int signal_number), void *arg);
 
-/* Timers: see world.h for the timer itself. */
-struct world_timer;
+/* As in world.h: starting an armed timer moves it, stopping one that is not armed is fine. */
 uint64_t loop_now_ns(const struct loop *loop);
 void loop_timer_start(struct loop *loop, struct world_timer *timer, uint64_t deadline_ns);
 void loop_timer_stop(struct loop *loop, struct world_timer *timer);
