@@ -47,6 +47,8 @@ struct header {
     uint32_t bitmap_count; /* from the bitmaps extension; 0: none */
     host_off bitmap_directory_offset;
     uint64_t bitmap_directory_len_bytes;
+    host_off crypto_header_offset; /* from the encryption extension; length 0: none */
+    uint64_t crypto_header_len_bytes;
     /* What the feature name table calls the lowest unknown incompatible bit, sanitised; or "bit N". */
     char unknown_feature[64];
 };
