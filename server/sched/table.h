@@ -10,11 +10,13 @@
  * O3. Every request, reads too, has a number from enter to leave. A quarantined cluster may go once
  * the oldest running request is younger than its freeing; the table says when that moves.
  *
- * A hold waits for its immediate conflicting predecessors only (those with no other conflict between),
- * kept by a map of disjoint segments, each with its last exclusive holder and the shared ones since:
- * taking and releasing cost O((k + 1) log n) for k immediate conflicts, whatever waits behind them.
+ * A hold waits for its immediate conflicting predecessors only (those with no other conflict
+ * between), found in a map of the pieces of ranges that no later exclusive hold covers: taking and
+ * releasing cost O((k + 1) log n), amortised, for k immediate conflicts, whatever waits behind
+ * them.
  *
- * One thread; no allocation on enter/leave (nodes live in the caller's request); holds may allocate.
+ * One thread; no allocation on enter/leave (nodes live in the caller's request); holds may
+ * allocate.
  */
 #ifndef QCOWD_SCHED_TABLE_H
 #define QCOWD_SCHED_TABLE_H
@@ -75,5 +77,7 @@ bool request_table_would_wait(const struct request_table *table, enum hold_kind 
 /* Holds granted and waiting, for tests and statistics. */
 size_t request_table_granted(const struct request_table *table);
 size_t request_table_waiting(const struct request_table *table);
+/* Tree nodes visited so far: what the holds have cost, for tests and statistics. */
+uint64_t request_table_steps(const struct request_table *table);
 
 #endif
