@@ -58,6 +58,11 @@ struct world_ops {
      */
     int (*co_disk_open)(struct world *world, const char *path, unsigned flags, struct disk **out,
                         struct errtext *err);
+    /*
+     * Removes a file that this process made with DISK_CREATE and has closed: cleaning up after a
+     * failure. 0 or -errno. Does not suspend. NULL where files cannot be removed.
+     */
+    int (*remove)(struct world *world, const char *path);
 };
 
 struct world {
