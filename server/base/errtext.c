@@ -30,7 +30,9 @@ void err_prefix(struct errtext *err, const char *format, ...)
     int used = vsnprintf(err->text, sizeof(err->text), format, args);
     va_end(args);
     if (used >= 0 && (size_t)used < sizeof(err->text)) {
-        snprintf(err->text + used, sizeof(err->text) - (size_t)used, ": %s", tail.text);
+        size_t room = sizeof(err->text) - (size_t)used;
+        int most = room > 3 ? (int)room - 3 : 0; /* what does not fit is cut, knowingly */
+        snprintf(err->text + used, room, ": %.*s", most, tail.text);
     }
 }
 

@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#include "export.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/log.h"
+
+int co_export_table_open(struct export_table *table, struct world *world, const char *image,
+                         const struct serve_config *config, struct errtext *err)
+{
+    struct qcow2_open_options options = {
+        .read_only = config->read_only,
+        .direct = config->direct,
+        .trim = config->trim,
+    };
+    table->count = 0;
+    table->exports = calloc(1, sizeof(*table->exports));
+    if (!table->exports) {
+        return err_set(err, ENOMEM, "out of memory");
+    }
+    struct nbd_export *only = &table->exports[0];
+    int result = co_qcow2_open(world, image, &options, &only->image, err);
+    if (result < 0) {
+        free(table->exports);
+        table->exports = NULL;
+        return result;
+    }
+    only->name = config->export_name;
+    only->read_only = only->image->read_only;
+    /* Safe: a flush on one connection covers what every other was told is written (O4). */
+    only->multi_conn = true;
+    table->count = 1;
+    return 0;
+}
+
+int co_export_table_close(struct export_table *table)
+{
+    int first_error = 0;
+    for (unsigned i = 0; i < table->count; i++) {
+        struct image *image = table->exports[i].image;
+        struct errtext err = {.text = ""};
+        int result = image->ops->co_close(image, &err);
+        if (result < 0) {
+            log_error("%s", err.text);
+            first_error = first_error ? first_error : result;
+        }
+    }
+    free(table->exports);
+    table->exports = NULL;
+    table->count = 0;
+    return first_error;
+}

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "commands.h"
+#include "options.h"
+#include "serve.h"
+
+/*
+ * With one of the standard descriptors closed, the next file that is opened gets its number, and a
+ * log line would land in the image.
+ */
+static bool standard_descriptors_are_open(void)
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static int run_command(const struct config *config)
+{
+    switch (config->command) {
+    case COMMAND_SERVE:
+        return serve(config->image, &config->serve);
+    case COMMAND_CREATE:
+        return cmd_create(config);
+    case COMMAND_CHECK:
+        return cmd_check(config);
+    case COMMAND_INFO:
+        return cmd_info(config);
+    case COMMAND_HELP:
+        fputs(options_help, stdout);
+        return EXIT_SUCCESS;
+    case COMMAND_VERSION:
+        puts("qcowd " QCOWD_VERSION);
+        return EXIT_SUCCESS;
+    }
+    return EXIT_FAILURE;
+}
+
+int main(int argc, char **argv)
+{
+    struct config config;
+    struct errtext err;
+    if (!standard_descriptors_are_open()) {
+        return EXIT_FAILURE;
+    }
+    if (options_parse(&config, argc, argv, &err) < 0) {
+        log_error("%s", err.text);
+        return EXIT_FAILURE;
+    }
+    log_set_level(config.log_level);
+    int exit_status = run_command(&config);
+    /* What was printed is in a buffer: a full disk shows only now. */
+    if (fflush(stdout) == EOF || ferror(stdout)) {
+        log_error("cannot write to stdout: %s", strerror(errno));
+        return EXIT_FAILURE;
+    }
+    return exit_status;
+}

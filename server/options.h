@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The command line as a value: pure parsing, nothing is opened or printed here. Letters and names
+ * follow nbdkit and qemu-nbd where they agree, those of create, check and info follow qemu-img.
+ */
+#ifndef QCOWD_OPTIONS_H
+#define QCOWD_OPTIONS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/errtext.h"
+#include "base/log.h"
+#include "qcow2/check.h"
+#include "qcow2/create.h"
+#include "qcow2/qcow2.h"
+
+#define DEFAULT_NBD_PORT 10809
+
+enum command {
+    COMMAND_SERVE,
+    COMMAND_CREATE,
+    COMMAND_CHECK,
+    COMMAND_INFO,
+    COMMAND_HELP,
+    COMMAND_VERSION,
+};
+
+struct serve_config {
+    const char *unix_path; /* NULL: no Unix socket asked for */
+    bool tcp;
+    uint16_t port;    /* 0: the kernel chooses */
+    const char *bind; /* NULL: loopback */
+    bool stdio;       /* alone: no listener beside it */
+    const char *run;  /* NULL: serve until a signal */
+    const char *export_name;
+    bool read_only;
+    bool direct;
+    enum trim_policy trim;
+};
+
+struct create_config {
+    struct create_options options;
+    bool size_given; /* else the backing file's size */
+};
+
+/* Strings point into argv. Only the chosen command's part means anything. */
+struct config {
+    enum command command;
+    enum log_level log_level;
+    const char *image;
+    struct serve_config serve;
+    struct create_config create;
+    enum check_repair repair;
+    bool json;
+};
+
+/*
+ * Fills *config from the command line; may reorder argv and cut option values in place. 0, or
+ * -EINVAL with one line in err that names the argument and what is allowed.
+ */
+int options_parse(struct config *config, int argc, char **argv, struct errtext *err);
+
+/* The text of --help. */
+extern const char options_help[];
+
+#endif

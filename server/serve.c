@@ -1,0 +1,429 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The life of the server: open the image, listen, wait for a reason to end, and end in order.
+ *
+ * O9. Stopping is a flush. In this order: no new connections; requests in flight finish and are
+ * answered, and clients that do not read are cut after a grace time (at once after a second
+ * signal); the image commits, flushes and closes. The exit status is 0 only if all of that worked.
+ *
+ * The socket appears after the image is open, so that whoever sees it can connect at once.
+ */
+#include "serve.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/limits.h"
+#include "base/log.h"
+#include "captive.h"
+#include "export.h"
+#include "io/net.h"
+#include "listen.h"
+#include "runtime.h"
+#include "sched/co.h"
+#include "sched/sync.h"
+#include "uri.h"
+
+#define GRACE_NS (LIMIT_SHUTDOWN_GRACE_MS * 1000000ULL)
+
+/* How clients reach us; owned strings, empty where there is no such way. */
+struct address {
+    char *unix_path; /* absolute */
+    char *port;
+    char *uri;
+    char *old_uri;
+};
+
+/* A connection's wish to be called when the loop's turn ends. */
+struct turn_end {
+    void (*fn)(void *arg);
+    void *arg;
+};
+
+struct server {
+    const char *image_path;
+    const struct serve_config *config;
+    struct runtime runtime;
+    sigset_t original_mask;
+
+    struct export_table exports;
+    struct budget bytes_in_flight;
+    struct nbd_service service;
+    struct listeners listeners;
+    struct address address;
+    struct captive captive;
+    char *temporary_directory;
+    char *temporary_socket;
+
+    struct turn_hook turn_hook;
+    struct turn_end turn_ends[LIMIT_CONNECTIONS + 1]; /* one a connection at most */
+    unsigned turn_end_count;
+
+    unsigned stop_signals;
+    bool stdio_done;
+    bool draining;
+    struct wait_queue changed; /* stop_signals, stdio_done, captive */
+    struct group cutters;
+    int exit_status;
+};
+
+static struct server *server_of_hook(struct turn_hook *hook)
+{
+    return container_of(hook, struct server, turn_hook);
+}
+
+static void run_turn_ends(struct turn_hook *hook)
+{
+    struct server *server = server_of_hook(hook);
+    unsigned count = server->turn_end_count;
+    /* A call only wakes its connection, so nothing is added while we walk. */
+    for (unsigned i = 0; i < count; i++) {
+        server->turn_ends[i].fn(server->turn_ends[i].arg);
+    }
+    assert(server->turn_end_count == count);
+    server->turn_end_count = 0;
+}
+
+static void at_end_of_turn(struct nbd_service *service, void (*fn)(void *arg), void *arg)
+{
+    struct server *server = service->context;
+    assert(server->turn_end_count < ARRAY_LEN(server->turn_ends));
+    server->turn_ends[server->turn_end_count++] = (struct turn_end){fn, arg};
+    loop_schedule_hook(server->runtime.loop, &server->turn_hook);
+}
+
+/* The second signal: those who are still being waited for are waited for no longer. */
+static void co_cut_clients(void *arg)
+{
+    struct server *server = arg;
+    co_nbd_drain(&server->service, 0);
+    group_leave(&server->cutters);
+}
+
+static void cut_clients(struct server *server)
+{
+    if (!server->draining) {
+        return;
+    }
+    group_enter(&server->cutters);
+    if (coro_spawn(co_cut_clients, server, "cut clients") < 0) {
+        group_leave(&server->cutters);
+        log_error("out of memory: clients are cut after the grace time");
+    }
+}
+
+static void on_signal(void *arg, int signal_number)
+{
+    struct server *server = arg;
+    switch (signal_number) {
+    case SIGHUP:
+        log_info("SIGHUP: nothing to reload, going on");
+        return;
+    case SIGCHLD:
+        captive_reap(&server->captive);
+        break;
+    default:
+        server->stop_signals++;
+        log_info("%s: stopping%s", signal_number == SIGINT ? "SIGINT" : "SIGTERM",
+                 server->stop_signals > 1 ? " at once" : "");
+        if (server->stop_signals > 1) {
+            cut_clients(server);
+        }
+        break;
+    }
+    wait_queue_wake_all(&server->changed);
+}
+
+static int watch_signals(struct server *server)
+{
+    sigset_t watched;
+    sigemptyset(&watched);
+    sigaddset(&watched, SIGTERM);
+    sigaddset(&watched, SIGINT);
+    sigaddset(&watched, SIGHUP);
+    sigaddset(&watched, SIGCHLD);
+    /* An inherited "ignore" would reap the command of --run behind our back. */
+    signal(SIGCHLD, SIG_DFL);
+    sigprocmask(SIG_SETMASK, NULL, &server->original_mask);
+    return loop_watch_signals(server->runtime.loop, &watched, on_signal, server);
+}
+
+static bool should_stop(const struct server *server)
+{
+    return server->stop_signals > 0 || server->stdio_done || server->captive.ended;
+}
+
+static char *absolute_path(const char *path)
+{
+    char *absolute = NULL;
+    char *directory = *path == '/' ? NULL : getcwd(NULL, 0);
+    if (!directory) {
+        return strdup(path);
+    }
+    if (asprintf(&absolute, "%s/%s", directory, path) < 0) {
+        absolute = NULL;
+    }
+    free(directory);
+    return absolute;
+}
+
+/* The host that a client on this machine would use. */
+static const char *host_for_clients(const char *bind)
+{
+    if (!bind || strcmp(bind, "0.0.0.0") == 0 || strcmp(bind, "::") == 0) {
+        return "localhost";
+    }
+    return bind;
+}
+
+/* A Unix socket is preferred where there are both: only it says who may connect. */
+static int describe_address(struct server *server, uint16_t port, struct errtext *err)
+{
+    const struct serve_config *config = server->config;
+    struct address *address = &server->address;
+    const char *unix_path = config->unix_path ? config->unix_path : server->temporary_socket;
+    const char *host = host_for_clients(config->bind);
+    address->unix_path = unix_path ? absolute_path(unix_path) : strdup("");
+    if (asprintf(&address->port, config->tcp ? "%u" : "", port) < 0) {
+        address->port = NULL;
+    }
+    if (unix_path && address->unix_path) {
+        address->uri = uri_unix(address->unix_path, config->export_name);
+        address->old_uri = old_uri_unix(address->unix_path, config->export_name);
+    } else if (!unix_path) {
+        address->uri = uri_tcp(host, port, config->export_name);
+        address->old_uri = old_uri_tcp(host, port, config->export_name);
+    }
+    if (!address->unix_path || !address->port || !address->uri || !address->old_uri) {
+        return err_set(err, ENOMEM, "out of memory");
+    }
+    return 0;
+}
+
+static int open_listeners(struct server *server, struct errtext *err)
+{
+    const struct serve_config *config = server->config;
+    const char *unix_path = config->unix_path;
+    uint16_t port = config->port;
+    int result = 0;
+    if (config->run && !unix_path && !config->tcp) {
+        result =
+            captive_make_directory(&server->temporary_directory, &server->temporary_socket, err);
+        unix_path = server->temporary_socket;
+    }
+    if (result == 0 && unix_path) {
+        result = listeners_add_unix(&server->listeners, unix_path, err);
+    }
+    if (result == 0 && config->tcp) {
+        result = listeners_add_tcp(&server->listeners, config->bind, &port, err);
+    }
+    if (result == 0) {
+        result = describe_address(server, port, err);
+    }
+    if (result == 0 && listeners_start(&server->listeners) < 0) {
+        result = err_set(err, ENOMEM, "out of memory");
+    }
+    return result;
+}
+
+static void note_stdio_done(void *arg)
+{
+    struct server *server = arg;
+    server->stdio_done = true;
+    wait_queue_wake_all(&server->changed);
+}
+
+/* Moves descriptor 0 or 1 away and leaves /dev/null there, so that nothing strays into the
+ * protocol. */
+static int take_stdio(int fd)
+{
+    int moved = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (moved < 0 || null < 0 || dup2(null, fd) < 0) {
+        int error = errno;
+        if (moved >= 0) {
+            close(moved);
+        }
+        moved = -error;
+    }
+    if (null >= 0) {
+        close(null);
+    }
+    return moved;
+}
+
+static int co_serve_stdio(struct server *server, struct errtext *err)
+{
+    struct stream *stream;
+    if (isatty(STDIN_FILENO)) {
+        return err_set(err, EINVAL,
+                       "--stdio speaks NBD, and stdin is a terminal: let a client start qcowd, or "
+                       "use --unix");
+    }
+    int in = take_stdio(STDIN_FILENO);
+    int out = in < 0 ? in : take_stdio(STDOUT_FILENO);
+    if (out < 0) {
+        if (in >= 0) {
+            close(in);
+        }
+        return err_set(err, -out, "cannot use stdin and stdout: %s", strerror(-out));
+    }
+    int result = stream_pair_create(server->runtime.loop, in, out, &stream);
+    if (result == 0) {
+        result = co_listeners_serve(&server->listeners, stream, note_stdio_done, server);
+    }
+    if (result < 0) {
+        return err_set(err, -result, "cannot serve stdin and stdout: %s", strerror(-result));
+    }
+    log_info("serving %s on stdin and stdout", server->image_path);
+    return 0;
+}
+
+static int start_captive(struct server *server, struct errtext *err)
+{
+    struct captive_address address = {
+        .uri = server->address.uri,
+        .unix_socket = server->address.unix_path,
+        .port = server->address.port,
+        .old_uri = server->address.old_uri,
+        .export_name = server->config->export_name,
+    };
+    return captive_start(&server->captive, server->config->run, &address, &server->original_mask,
+                         err);
+}
+
+static void init_service(struct server *server)
+{
+    struct nbd_service *service = &server->service;
+    nbd_service_init(service);
+    budget_init(&server->bytes_in_flight, LIMIT_BYTES_IN_FLIGHT);
+    turn_hook_init(&server->turn_hook, run_turn_ends);
+    service->world = server->runtime.world;
+    service->exports = server->exports.exports;
+    service->export_count = server->exports.count;
+    service->bytes_in_flight = &server->bytes_in_flight;
+    service->at_end_of_turn = at_end_of_turn;
+    service->context = server;
+    service->handshake_ms = LIMIT_HANDSHAKE_MS;
+    listeners_init(&server->listeners, server->runtime.loop, service);
+}
+
+/* Everything between the open image and waiting for the end. */
+static int co_start_serving(struct server *server, struct errtext *err)
+{
+    if (server->config->stdio) {
+        return co_serve_stdio(server, err);
+    }
+    int result = open_listeners(server, err);
+    if (result < 0) {
+        return result;
+    }
+    log_info("serving %s as %s", server->image_path, server->address.uri);
+    return server->config->run ? start_captive(server, err) : 0;
+}
+
+/* The command of --run gets a grace time too, then ends whether it wants or not. */
+static void co_wait_for_captive(struct server *server)
+{
+    uint64_t deadline_ns = world_now_ns(server->runtime.world) + GRACE_NS;
+    while (captive_running(&server->captive)) {
+        uint64_t now_ns = world_now_ns(server->runtime.world);
+        if (now_ns >= deadline_ns || server->stop_signals > 1) {
+            captive_kill(&server->captive, SIGKILL);
+            deadline_ns = UINT64_MAX;
+            co_wait(&server->changed);
+            continue;
+        }
+        int result = co_wait_timeout(server->runtime.world, &server->changed, deadline_ns - now_ns);
+        (void)result; /* the condition is looked at again, either way */
+    }
+}
+
+/* O9 */
+static void co_stop_serving(struct server *server)
+{
+    co_listeners_stop(&server->listeners);
+    captive_kill(&server->captive, SIGTERM);
+    server->draining = true;
+    co_nbd_drain(&server->service, server->stop_signals > 1 ? 0 : GRACE_NS);
+    co_group_wait(&server->cutters);
+    /* Connections that were accepted but had not begun when draining began. */
+    co_group_wait(&server->listeners.connections);
+    server->draining = false;
+    co_wait_for_captive(server);
+}
+
+static void co_server_life(void *arg)
+{
+    struct server *server = arg;
+    struct errtext err = {.text = ""};
+    int result = co_export_table_open(&server->exports, server->runtime.world, server->image_path,
+                                      server->config, &err);
+    if (result < 0) {
+        log_error("%s", err.text);
+        return;
+    }
+    init_service(server);
+    result = co_start_serving(server, &err);
+    if (result < 0) {
+        log_error("%s", err.text);
+    }
+    while (result == 0 && !should_stop(server)) {
+        co_wait(&server->changed);
+    }
+    co_stop_serving(server);
+    int closed = co_export_table_close(&server->exports);
+    if (result == 0 && closed == 0) {
+        server->exit_status = server->config->run ? server->captive.exit_status : EXIT_SUCCESS;
+    }
+}
+
+static void free_addresses(struct server *server)
+{
+    captive_remove_directory(server->temporary_directory, server->temporary_socket);
+    free(server->address.unix_path);
+    free(server->address.port);
+    free(server->address.uri);
+    free(server->address.old_uri);
+}
+
+int serve(const char *image, const struct serve_config *config)
+{
+    struct errtext err;
+    struct server *server = calloc(1, sizeof(*server));
+    int exit_status = EXIT_FAILURE;
+    if (!server) {
+        log_error("out of memory");
+        return exit_status;
+    }
+    server->image_path = image;
+    server->config = config;
+    server->exit_status = EXIT_FAILURE;
+    wait_queue_init(&server->changed);
+    group_init(&server->cutters);
+    signal(SIGPIPE, SIG_IGN);
+    if (runtime_start(&server->runtime, &err) < 0) {
+        log_error("%s", err.text);
+        free(server);
+        return exit_status;
+    }
+    int result = watch_signals(server);
+    if (result == 0) {
+        result = loop_run_coroutine(server->runtime.loop, co_server_life, server);
+    }
+    if (result < 0) {
+        log_error("cannot start: %s", strerror(-result));
+    }
+    exit_status = server->exit_status;
+    free_addresses(server);
+    runtime_end(&server->runtime);
+    free(server);
+    return exit_status;
+}

@@ -1,0 +1,295 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+#include <check.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/check.h"
+#include "options.h"
+
+/* A command line as a writable copy, as options_parse() cuts and reorders it. */
+struct line {
+    char text[6000];
+    char *argv[32];
+    int argc;
+    struct config config;
+    struct errtext err;
+};
+
+static struct line line;
+
+/* Words are parted by '|', so that values may hold spaces and be empty. */
+static int parse(const char *words)
+{
+    memset(&line, 0, sizeof(line));
+    ck_assert_uint_lt(strlen(words) + 8, sizeof(line.text));
+    strcpy(line.text, "qcowd");
+    char *at = line.text + strlen(line.text) + 1;
+    line.argv[line.argc++] = line.text;
+    while (words && *words) {
+        const char *end = strchr(words, '|');
+        size_t len = end ? (size_t)(end - words) : strlen(words);
+        ck_assert_uint_lt((size_t)line.argc, ARRAY_LEN(line.argv) - 1);
+        memcpy(at, words, len);
+        line.argv[line.argc++] = at;
+        at += len + 1;
+        words = end ? end + 1 : NULL;
+    }
+    return options_parse(&line.config, line.argc, line.argv, &line.err);
+}
+
+static void expect_ok(const char *words)
+{
+    int result = parse(words);
+    ck_assert_msg(result == 0, "'%s' was refused: %s", words, line.err.text);
+}
+
+/* The message is one line and names `mentioned`. */
+static void expect_refused(const char *words, const char *mentioned)
+{
+    int result = parse(words);
+    ck_assert_msg(result == -EINVAL, "'%s' was taken", words);
+    ck_assert_msg(strstr(line.err.text, mentioned) != NULL, "'%s' does not name '%s': %s", words,
+                  mentioned, line.err.text);
+    ck_assert_ptr_null(strchr(line.err.text, '\n'));
+}
+
+START_TEST(test_serve_defaults)
+{
+    expect_ok("disk.qcow2");
+    ck_assert_int_eq((int)line.config.command, (int)COMMAND_SERVE);
+    ck_assert_str_eq(line.config.image, "disk.qcow2");
+    ck_assert(line.config.serve.tcp);
+    ck_assert_uint_eq(line.config.serve.port, 10809);
+    ck_assert_ptr_null(line.config.serve.bind);
+    ck_assert_ptr_null(line.config.serve.unix_path);
+    ck_assert_str_eq(line.config.serve.export_name, "");
+    ck_assert(!line.config.serve.read_only);
+    ck_assert(!line.config.serve.direct);
+    ck_assert_int_eq((int)line.config.serve.trim, (int)TRIM_UNMAP);
+    ck_assert_int_eq((int)line.config.log_level, (int)LOG_LEVEL_WARNING);
+}
+END_TEST
+
+START_TEST(test_serve_all_options)
+{
+    expect_ok("serve|-U|s.sock|-p|0|-i|::1|-e|vm one|-r|--discard|ignore|--cache=none|--run|ls|"
+              "-v|disk");
+    const struct serve_config *serve = &line.config.serve;
+    ck_assert_str_eq(serve->unix_path, "s.sock");
+    ck_assert(serve->tcp);
+    ck_assert_uint_eq(serve->port, 0);
+    ck_assert_str_eq(serve->bind, "::1");
+    ck_assert_str_eq(serve->export_name, "vm one");
+    ck_assert_str_eq(serve->run, "ls");
+    ck_assert(serve->read_only);
+    ck_assert(serve->direct);
+    ck_assert_int_eq((int)serve->trim, (int)TRIM_IGNORE);
+    ck_assert_int_eq((int)line.config.log_level, (int)LOG_LEVEL_INFO);
+    ck_assert_str_eq(line.config.image, "disk");
+}
+END_TEST
+
+START_TEST(test_options_may_follow_the_image)
+{
+    expect_ok("disk|--unix=s.sock|-vv");
+    ck_assert_str_eq(line.config.image, "disk");
+    ck_assert_str_eq(line.config.serve.unix_path, "s.sock");
+    ck_assert_int_eq((int)line.config.log_level, (int)LOG_LEVEL_DEBUG);
+    expect_ok("-q|--|-disk");
+    ck_assert_str_eq(line.config.image, "-disk");
+    ck_assert_int_eq((int)line.config.log_level, (int)LOG_LEVEL_ERROR);
+}
+END_TEST
+
+START_TEST(test_tcp_only_when_nothing_else_is_asked_for)
+{
+    expect_ok("-U|s|disk");
+    ck_assert(!line.config.serve.tcp);
+    expect_ok("-s|disk");
+    ck_assert(!line.config.serve.tcp);
+    expect_ok("--run|true|disk");
+    ck_assert(!line.config.serve.tcp);
+    expect_ok("-U|s|-i|localhost|disk");
+    ck_assert(line.config.serve.tcp);
+    ck_assert_uint_eq(line.config.serve.port, 10809);
+}
+END_TEST
+
+START_TEST(test_serve_refusals)
+{
+    expect_refused("", "no image named");
+    expect_refused("serve", "no image named");
+    expect_refused("-r|", "no image named");
+    expect_refused("a|b", "'b'");
+    expect_refused("-U", "'-U' needs a value");
+    expect_refused("disk|--port", "'--port' needs a value");
+    expect_refused("-U||disk", "--unix");
+    expect_refused("-i||disk", "--bind");
+    expect_refused("-Z|disk", "'-Z'");
+    expect_refused("-rZ|disk", "'-Z'");
+    expect_refused("--nonsense|disk", "'--nonsense'");
+    expect_refused("--nonsense=1|disk", "'--nonsense=1'");
+    expect_refused("--read-only=yes|disk", "--read-only takes no value");
+    expect_refused("--unix=s|-Z|disk", "'-Z'");
+    expect_refused("--discard|maybe|disk", "unmap or ignore");
+    expect_refused("--cache|writethrough|disk", "writeback or none");
+    expect_refused("-s|-U|s|disk", "--stdio");
+    expect_refused("-s|-p|1|disk", "--stdio");
+    expect_refused("-s|--run|ls|disk", "--run");
+    expect_refused("--json|disk", "serve does not know the option '--json'");
+    expect_refused("-o|x=y|disk", "'-o'");
+    expect_refused("--tls|off|disk", "'--tls'");
+}
+END_TEST
+
+START_TEST(test_port)
+{
+    static const char *const wrong[] = {
+        "-p|65536|d", "-p|-1|d", "-p|1x|d",  "-p||d",
+        "-p| 1|d",    "-p|+1|d", "-p|nbd|d", "-p|99999999999999999999999|d"};
+    for (size_t i = 0; i < ARRAY_LEN(wrong); i++) {
+        expect_refused(wrong[i], "from 0 to 65535");
+    }
+    expect_ok("-p|65535|d");
+    ck_assert_uint_eq(line.config.serve.port, 65535);
+}
+END_TEST
+
+START_TEST(test_export_name)
+{
+    static const char *const not_utf8[] = {
+        "-e|\x80|d",         "-e|\xc3|d",     "-e|\xc0\xaf|d",         "-e|\xe0\x9f\x80|d",
+        "-e|\xed\xa0\x80|d", "-e|\xff|d",     "-e|\xf4\x90\x80\x80|d", "-e|\xf0\x8f\x80\x80|d",
+        "-e|a\xe2\x82|d",    "-e|\xe2\x28|d",
+    };
+    for (size_t i = 0; i < ARRAY_LEN(not_utf8); i++) {
+        expect_refused(not_utf8[i], "UTF-8");
+    }
+    expect_ok("-e|\xc3\xa4\xe2\x82\xac\xf0\x9f\x92\xbe\xed\x9f\xbf|d");
+    expect_ok("-e||d");
+
+    char words[4200] = "-e|";
+    memset(words + 3, 'n', 4097);
+    strcpy(words + 3 + 4097, "|d");
+    expect_refused(words, "4096");
+    strcpy(words + 3 + 4096, "|d");
+    expect_ok(words);
+}
+END_TEST
+
+START_TEST(test_foreign_bytes_do_not_reach_the_message)
+{
+    expect_refused("--\x1b[31mred\n|d", "\\x1b");
+    ck_assert_ptr_null(strchr(line.err.text, '\x1b'));
+}
+END_TEST
+
+START_TEST(test_help_and_version)
+{
+    expect_ok("--help");
+    ck_assert_int_eq((int)line.config.command, (int)COMMAND_HELP);
+    expect_ok("check|-h");
+    ck_assert_int_eq((int)line.config.command, (int)COMMAND_HELP);
+    expect_ok("disk|--version");
+    ck_assert_int_eq((int)line.config.command, (int)COMMAND_VERSION);
+}
+END_TEST
+
+START_TEST(test_create)
+{
+    expect_ok("create|disk|10G");
+    ck_assert_int_eq((int)line.config.command, (int)COMMAND_CREATE);
+    ck_assert_str_eq(line.config.image, "disk");
+    ck_assert(line.config.create.size_given);
+    ck_assert(line.config.create.options.size_bytes == 10ULL << 30);
+
+    expect_ok("create|-o|cluster_size=4k,refcount_bits=1|-o|extended_l2=off|disk|0");
+    ck_assert(line.config.create.options.cluster_bytes == 4096);
+    ck_assert_uint_eq(line.config.create.options.refcount_bits, 1);
+    ck_assert(line.config.create.options.size_bytes == 0);
+
+    expect_ok("create|-b|base,1|-F|raw|disk");
+    ck_assert(!line.config.create.size_given);
+    ck_assert_str_eq(line.config.create.options.backing_name, "base,1");
+    ck_assert_str_eq(line.config.create.options.backing_format, "raw");
+
+    expect_ok("create|-o|size=1M,backing_file=a,,b,backing_fmt=qcow2|disk");
+    ck_assert_str_eq(line.config.create.options.backing_name, "a,b");
+    ck_assert(line.config.create.options.size_bytes == 1 << 20);
+}
+END_TEST
+
+START_TEST(test_create_refusals)
+{
+    expect_refused("create", "no image named");
+    expect_refused("create|disk", "size is missing");
+    expect_refused("create|disk|", "size is missing");
+    expect_refused("create|disk|10X", "'10X'");
+    expect_refused("create|disk|-1", "'-1'");
+    expect_refused("create|disk|1G|2G", "'2G'");
+    expect_refused("create|-o|size=1G|disk|1G", "twice");
+    expect_refused("create|-b|base|disk|1G", "-F");
+    expect_refused("create|-F|raw|disk|1G", "-b");
+    expect_refused("create|-b||-F|raw|disk|1G", "--backing");
+    expect_refused("create|-o|nonsense=1|disk|1G", "nonsense");
+    expect_refused("create|-o|cluster_size|disk|1G", "cluster_size");
+    expect_refused("create|-U|s|disk|1G", "create does not know the option '-U'");
+}
+END_TEST
+
+START_TEST(test_check_and_info)
+{
+    expect_ok("check|disk");
+    ck_assert_int_eq((int)line.config.command, (int)COMMAND_CHECK);
+    ck_assert_int_eq((int)line.config.repair, (int)CHECK_ONLY);
+    expect_ok("check|disk|--repair|leaks");
+    ck_assert_int_eq((int)line.config.repair, (int)CHECK_REPAIR_LEAKS);
+    expect_ok("check|--repair=all|disk");
+    ck_assert_int_eq((int)line.config.repair, (int)CHECK_REPAIR_ALL);
+    expect_refused("check|--repair|some|disk", "leaks or all");
+    expect_refused("check|a|b", "'b'");
+
+    expect_ok("info|disk");
+    ck_assert_int_eq((int)line.config.command, (int)COMMAND_INFO);
+    ck_assert(!line.config.json);
+    expect_ok("info|--json|disk");
+    ck_assert(line.config.json);
+    expect_refused("info", "no image named");
+}
+END_TEST
+
+START_TEST(test_a_command_word_after_the_first_is_an_image)
+{
+    expect_ok("serve|check");
+    ck_assert_int_eq((int)line.config.command, (int)COMMAND_SERVE);
+    ck_assert_str_eq(line.config.image, "check");
+    expect_ok("./create");
+    ck_assert_int_eq((int)line.config.command, (int)COMMAND_SERVE);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("options");
+    TCase *tests = tcase_create("options");
+    tcase_add_test(tests, test_serve_defaults);
+    tcase_add_test(tests, test_serve_all_options);
+    tcase_add_test(tests, test_options_may_follow_the_image);
+    tcase_add_test(tests, test_tcp_only_when_nothing_else_is_asked_for);
+    tcase_add_test(tests, test_serve_refusals);
+    tcase_add_test(tests, test_port);
+    tcase_add_test(tests, test_export_name);
+    tcase_add_test(tests, test_foreign_bytes_do_not_reach_the_message);
+    tcase_add_test(tests, test_help_and_version);
+    tcase_add_test(tests, test_create);
+    tcase_add_test(tests, test_create_refusals);
+    tcase_add_test(tests, test_check_and_info);
+    tcase_add_test(tests, test_a_command_word_after_the_first_is_an_image);
+    suite_add_tcase(suite, tests);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}

@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * How clients name an export: NBD URIs (doc/uri.md of NetworkBlockDevice/nbd), and the older
+ * "nbd:..." form that QEMU also understands. All return malloc'ed text, NULL on out of memory.
+ */
+#ifndef QCOWD_URI_H
+#define QCOWD_URI_H
+
+#include <stdint.h>
+
+/* nbd+unix:///NAME?socket=PATH */
+char *uri_unix(const char *socket_path, const char *export_name);
+/* nbd://HOST:PORT/NAME; an IPv6 address gets its brackets here. */
+char *uri_tcp(const char *host, uint16_t port, const char *export_name);
+
+/* nbd:unix:PATH:exportname=NAME and nbd:HOST:PORT:exportname=NAME; nothing is escaped in them. */
+char *old_uri_unix(const char *socket_path, const char *export_name);
+char *old_uri_tcp(const char *host, uint16_t port, const char *export_name);
+
+#endif
