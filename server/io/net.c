@@ -1,0 +1,391 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Listening and accepting. Listening happens once, before anything is served, and so asks the
+ * system directly; accepting waits in the ring.
+ */
+#include "io/net.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <liburing.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/check.h"
+#include "sched/loop.h"
+
+#define BACKLOG 512
+/* Tries to find one free port that all addresses can have. */
+#define PORT_ATTEMPTS 16
+
+/* Listening on a Unix socket. */
+
+enum answer { ANSWERS, STALE, VANISHED, NOT_A_SOCKET };
+
+/* What is there at the path that bind() found in use. */
+static enum answer probe_unix(const struct sockaddr_un *address)
+{
+    struct stat st;
+
+    if (lstat(address->sun_path, &st) < 0) {
+        return errno == ENOENT ? VANISHED : NOT_A_SOCKET;
+    }
+    if (!S_ISSOCK(st.st_mode)) {
+        return NOT_A_SOCKET;
+    }
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) {
+        return ANSWERS;
+    }
+    int ret = connect(fd, (const struct sockaddr *)address, sizeof(*address)) < 0 ? errno : 0;
+    close(fd);
+    switch (ret) {
+    case ECONNREFUSED:
+        return STALE;
+    case ENOENT:
+        return VANISHED;
+    default:
+        /* EAGAIN is a full backlog, EACCES somebody else's: both may be alive. */
+        return ANSWERS;
+    }
+}
+
+static int bind_unix(int fd, const struct sockaddr_un *address, struct errtext *err)
+{
+    const char *path = address->sun_path;
+
+    for (unsigned attempt = 0; attempt < 3; attempt++) {
+        if (bind(fd, (const struct sockaddr *)address, sizeof(*address)) == 0) {
+            return 0;
+        }
+        if (errno != EADDRINUSE) {
+            int saved = errno;
+            return err_set(err, saved, "%s: cannot make the socket: %s%s", path, strerror(saved),
+                           saved == ENOENT   ? ": its directory must exist"
+                           : saved == EACCES ? ": choose a directory that you may write"
+                                             : "");
+        }
+        switch (probe_unix(address)) {
+        case ANSWERS:
+            return err_set(err, EADDRINUSE,
+                           "%s: address already in use: another server listens there; stop it or "
+                           "choose another path",
+                           path);
+        case NOT_A_SOCKET:
+            return err_set(err, EADDRINUSE,
+                           "%s: exists and is not a socket: remove it or choose another path",
+                           path);
+        case STALE:
+            if (unlink(path) < 0 && errno != ENOENT) {
+                int saved = errno;
+                return err_set(err, saved, "%s: cannot remove the stale socket: %s", path,
+                               strerror(saved));
+            }
+            break;
+        case VANISHED:
+            break;
+        }
+    }
+    return err_set(err, EADDRINUSE, "%s: address already in use: other servers start there too",
+                   path);
+}
+
+int net_listen_unix(const char *path, int *fd, struct errtext *err)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    size_t len = strlen(path);
+
+    if (len == 0) {
+        return err_set(err, EINVAL, "the path of the Unix socket is empty");
+    }
+    if (len >= sizeof(address.sun_path)) {
+        return err_set(err, ENAMETOOLONG,
+                       "%s: the path of a Unix socket is at most %zu bytes long, this one has %zu",
+                       path, sizeof(address.sun_path) - 1, len);
+    }
+    memcpy(address.sun_path, path, len + 1);
+
+    int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (listener < 0) {
+        int saved = errno;
+        return err_set(err, saved, "%s: cannot make a socket: %s", path, strerror(saved));
+    }
+    int ret = bind_unix(listener, &address, err);
+    if (ret == 0 && listen(listener, BACKLOG) < 0) {
+        ret = err_set(err, errno, "%s: cannot listen: %s", path, strerror(errno));
+        (void)unlink(path);
+    }
+    if (ret < 0) {
+        close(listener);
+        return ret;
+    }
+    *fd = listener;
+    return 0;
+}
+
+/* Listening on TCP. */
+
+/* "127.0.0.1:10809", "[::1]:10809". */
+static void format_address(char *out, size_t out_bytes, const struct addrinfo *ai, uint16_t port)
+{
+    char host[NI_MAXHOST];
+
+    if (getnameinfo(ai->ai_addr, ai->ai_addrlen, host, sizeof(host), NULL, 0, NI_NUMERICHOST) !=
+        0) {
+        snprintf(host, sizeof(host), "?");
+    }
+    snprintf(out, out_bytes, ai->ai_family == AF_INET6 ? "[%s]:%u" : "%s:%u", host, port);
+}
+
+static void set_port(struct addrinfo *ai, uint16_t port)
+{
+    if (ai->ai_family == AF_INET) {
+        ((struct sockaddr_in *)(void *)ai->ai_addr)->sin_port = htons(port);
+    } else {
+        ((struct sockaddr_in6 *)(void *)ai->ai_addr)->sin6_port = htons(port);
+    }
+}
+
+static int explain_listen(struct errtext *err, int errno_value, const struct addrinfo *ai,
+                          uint16_t port)
+{
+    char where[NI_MAXHOST + 16];
+
+    format_address(where, sizeof(where), ai, port);
+    switch (errno_value) {
+    case EADDRINUSE:
+        return err_set(err, errno_value,
+                       "%s: address already in use: another server (perhaps another qcowd) listens "
+                       "there; choose another with --port",
+                       where);
+    case EACCES:
+        return err_set(err, errno_value,
+                       "%s: permission denied: ports below 1024 are for root; choose another with "
+                       "--port",
+                       where);
+    case EADDRNOTAVAIL:
+        return err_set(err, errno_value,
+                       "%s: this machine does not have that address; choose another with --bind",
+                       where);
+    default:
+        return err_set(err, errno_value, "%s: cannot listen: %s", where, strerror(errno_value));
+    }
+}
+
+/* The listening descriptor, or -errno. */
+static int listen_on(const struct addrinfo *ai)
+{
+    int on = 1;
+    int fd = socket(ai->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    if (fd < 0) {
+        return -errno;
+    }
+    if ((ai->ai_family == AF_INET6 &&
+         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof(on)) < 0) ||
+        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) < 0 ||
+        bind(fd, ai->ai_addr, ai->ai_addrlen) < 0 || listen(fd, BACKLOG) < 0) {
+        int saved = errno;
+        close(fd);
+        return -saved;
+    }
+    return fd;
+}
+
+/* The resolver may name an address twice ("localhost" in two lines of a hosts file). */
+static bool seen_before(const struct addrinfo *first, const struct addrinfo *ai)
+{
+    for (const struct addrinfo *at = first; at != ai; at = at->ai_next) {
+        if (at->ai_addrlen == ai->ai_addrlen &&
+            memcmp(at->ai_addr, ai->ai_addr, ai->ai_addrlen) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A family that the machine does not have is no error as long as another one works. */
+static bool is_absent_family(int errno_value)
+{
+    return errno_value == EAFNOSUPPORT || errno_value == EADDRNOTAVAIL;
+}
+
+static void close_all(const int *fds, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        close(fds[i]);
+    }
+}
+
+/* One attempt over all addresses: the count of descriptors, or -errno with none open. */
+static int listen_on_all(struct addrinfo *list, uint16_t port, int *fds, unsigned capacity,
+                         struct errtext *err)
+{
+    unsigned count = 0;
+    int absent = 0;
+
+    /* Ports first: seen_before() compares whole addresses. */
+    for (struct addrinfo *ai = list; ai; ai = ai->ai_next) {
+        set_port(ai, port);
+    }
+    for (struct addrinfo *ai = list; ai && count < capacity; ai = ai->ai_next) {
+        if (seen_before(list, ai)) {
+            continue;
+        }
+        int fd = listen_on(ai);
+        if (fd < 0 && is_absent_family(-fd)) {
+            absent = explain_listen(err, -fd, ai, port);
+            continue;
+        }
+        if (fd < 0) {
+            close_all(fds, count);
+            return explain_listen(err, -fd, ai, port);
+        }
+        fds[count++] = fd;
+        if (port == 0) {
+            int ret = net_local_port(fd, &port);
+            if (ret < 0) {
+                close_all(fds, count);
+                return explain_listen(err, -ret, ai, port);
+            }
+            for (struct addrinfo *rest = list; rest; rest = rest->ai_next) {
+                set_port(rest, port);
+            }
+        }
+    }
+    return count > 0 ? (int)count : absent;
+}
+
+int net_listen_tcp(const char *address, uint16_t port, int *fds, unsigned capacity,
+                   struct errtext *err)
+{
+    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
+    struct addrinfo *list = NULL;
+    char service[8];
+
+    assert(capacity > 0);
+    snprintf(service, sizeof(service), "%u", port);
+    hints.ai_flags = AI_NUMERICSERV;
+    int resolved = getaddrinfo(address, service, &hints, &list);
+    if (resolved != 0) {
+        char name[128];
+        err_sanitise(name, sizeof(name), address ? address : "localhost",
+                     strlen(address ? address : "localhost"));
+        return err_set(err, EADDRNOTAVAIL,
+                       "%s: cannot resolve the address: %s; give one of this machine's with --bind",
+                       name, gai_strerror(resolved));
+    }
+
+    int ret = -EADDRINUSE;
+    for (unsigned attempt = 0; attempt < PORT_ATTEMPTS && ret == -EADDRINUSE; attempt++) {
+        ret = listen_on_all(list, port, fds, capacity, err);
+        if (port != 0) {
+            break;
+        }
+    }
+    freeaddrinfo(list);
+    return ret;
+}
+
+int net_local_port(int fd, uint16_t *port)
+{
+    union {
+        struct sockaddr any;
+        struct sockaddr_in v4;
+        struct sockaddr_in6 v6;
+        struct sockaddr_storage storage;
+    } address;
+    socklen_t len = sizeof(address);
+
+    if (getsockname(fd, &address.any, &len) < 0) {
+        return -errno;
+    }
+    switch (address.any.sa_family) {
+    case AF_INET:
+        *port = ntohs(address.v4.sin_port);
+        return 0;
+    case AF_INET6:
+        *port = ntohs(address.v6.sin6_port);
+        return 0;
+    default:
+        return -EAFNOSUPPORT;
+    }
+}
+
+/* Accepting. */
+
+struct accepter {
+    struct loop *loop;
+    int fd;
+    bool stopped;
+    struct loop_op *accepting; /* on the stack of who waits in co_accept() */
+};
+
+int accepter_create(struct loop *loop, int listen_fd, struct accepter **out)
+{
+    struct accepter *accepter = calloc(1, sizeof(*accepter));
+
+    if (accepter == NULL) {
+        return -ENOMEM;
+    }
+    accepter->loop = loop;
+    accepter->fd = listen_fd;
+    *out = accepter;
+    return 0;
+}
+
+int co_accept(struct accepter *accepter)
+{
+    while (!accepter->stopped) {
+        struct loop_op op = {0};
+        struct io_uring_sqe *sqe = loop_sqe(accepter->loop);
+
+        io_uring_prep_accept(sqe, accepter->fd, NULL, NULL, SOCK_CLOEXEC);
+        loop_sqe_attach(sqe, &op);
+        assert(accepter->accepting == NULL);
+        accepter->accepting = &op;
+        int fd = co_loop_wait(accepter->loop, &op);
+        accepter->accepting = NULL;
+
+        if (fd >= 0 && accepter->stopped) {
+            close(fd);
+            break;
+        }
+        /* The one who came has gone again, or nobody came yet: the next one, please. */
+        if (fd == -ECONNABORTED || fd == -EINTR || fd == -EAGAIN || fd == -EPROTO) {
+            continue;
+        }
+        if (fd != -ECANCELED) {
+            return fd;
+        }
+    }
+    return -ECANCELED;
+}
+
+void accepter_stop(struct accepter *accepter)
+{
+    if (accepter->stopped) {
+        return;
+    }
+    accepter->stopped = true;
+    if (accepter->accepting && !accepter->accepting->done) {
+        loop_cancel(accepter->loop, accepter->accepting);
+    }
+}
+
+void accepter_free(struct accepter *accepter)
+{
+    if (accepter == NULL) {
+        return;
+    }
+    assert(accepter->accepting == NULL);
+    close(accepter->fd);
+    free(accepter);
+}
