@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Life and death of connections; the service's timers. */
+#include "proto/conn.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/limits.h"
+#include "base/log.h"
+#include "proto/handshake.h"
+#include "proto/transmit.h"
+
+#define MS_NS 1000000ULL
+/* A wait for the peer is stalled after this long, plus its bytes at this rate. */
+#define STALL_NS              (10000 * MS_NS)
+#define STALL_BYTES_PER_MS    256U
+#define STALL_LOOK_EVERY_NS   (1000 * MS_NS)
+#define GOODBYE_LOOK_EVERY_NS (5000 * MS_NS)
+
+static void enter_state(struct connection *conn, enum connection_state next)
+{
+    switch (next) {
+    case CONNECTION_GREETING:
+        assert(next != CONNECTION_GREETING); /* a connection is born in it */
+        break;
+    case CONNECTION_OPTIONS:
+        assert(conn->state == CONNECTION_GREETING);
+        break;
+    case CONNECTION_TRANSMISSION:
+        assert(conn->state == CONNECTION_OPTIONS);
+        assert(conn->chosen && conn->in_flight == 0);
+        break;
+    case CONNECTION_CLOSING:
+        assert(conn->state <= CONNECTION_TRANSMISSION);
+        break;
+    case CONNECTION_CLOSED:
+        assert(conn->state == CONNECTION_CLOSING);
+        assert(conn->in_flight == 0 && conn->accepted == 0 && list_empty(&conn->replies));
+        assert(conn->payload_bytes == 0 && conn->reserve_bytes == 0);
+        assert(!conn->sender_running && !list_linked(&conn->send_link));
+        break;
+    }
+    conn->state = next;
+}
+
+void connection_complain(const struct connection *conn, const char *format, ...)
+{
+    char text[512];
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    log_info("client %s: %s", conn->stream->peer, text);
+}
+
+void connection_abort(struct connection *conn, const char *why)
+{
+    if (conn->aborted || conn->state == CONNECTION_CLOSED) {
+        return;
+    }
+    conn->aborted = true;
+    log_debug("client %s: disconnected: %s", conn->stream->peer, why);
+    conn->stream->ops->abort(conn->stream);
+    wait_queue_wake_all(&conn->room);
+}
+
+uint64_t connection_stall_time(const struct connection *conn, uint64_t bytes)
+{
+    return world_now_ns(conn->service->world) + STALL_NS + bytes / STALL_BYTES_PER_MS * MS_NS;
+}
+
+static bool is_past(uint64_t limit_ns, uint64_t now_ns)
+{
+    return limit_ns != 0 && now_ns >= limit_ns;
+}
+
+static void start_timer(struct connection *conn, uint64_t delay_ns)
+{
+    struct world *world = conn->service->world;
+    world->ops->timer_start(world, &conn->timer, world_now_ns(world) + delay_ns);
+}
+
+static void stop_timer(struct connection *conn)
+{
+    struct world *world = conn->service->world;
+    world->ops->timer_stop(world, &conn->timer);
+}
+
+static void on_timer(struct world_timer *timer)
+{
+    struct connection *conn = container_of(timer, struct connection, timer);
+
+    switch (conn->state) {
+    case CONNECTION_GREETING:
+    case CONNECTION_OPTIONS:
+        connection_abort(conn, "the handshake took too long");
+        break;
+    case CONNECTION_CLOSING:
+        if (is_past(conn->send_stalls_ns, world_now_ns(conn->service->world))) {
+            connection_abort(conn, "it leaves its last replies unread");
+        } else {
+            start_timer(conn, GOODBYE_LOOK_EVERY_NS);
+        }
+        break;
+    case CONNECTION_TRANSMISSION:
+    case CONNECTION_CLOSED:
+        assert(conn->state == CONNECTION_CLOSING); /* no timer runs in other states */
+        break;
+    }
+}
+
+/* While others wait for the common budget: cuts those that hold bytes of it and do not move them. */
+static void on_stall_timer(struct world_timer *timer)
+{
+    struct nbd_service *service = container_of(timer, struct nbd_service, stall_timer);
+    uint64_t now_ns = world_now_ns(service->world);
+
+    if (service->budget_waiters == 0) {
+        return;
+    }
+    list_for_each(link, &service->connections)
+    {
+        struct connection *conn = list_entry(link, struct connection, link);
+        bool stalled =
+            is_past(conn->receive_stalls_ns, now_ns) || is_past(conn->send_stalls_ns, now_ns);
+        if (stalled && conn->payload_bytes > conn->reserve_bytes) {
+            connection_abort(conn, "it holds memory that others wait for, and does not move");
+        }
+    }
+    service->world->ops->timer_start(service->world, timer, now_ns + STALL_LOOK_EVERY_NS);
+}
+
+static void on_grace_over(struct world_timer *timer)
+{
+    struct nbd_service *service = container_of(timer, struct nbd_service, grace_timer);
+
+    list_for_each(link, &service->connections)
+    {
+        connection_abort(list_entry(link, struct connection, link),
+                         "it was not gone within the time to shut down");
+    }
+}
+
+void nbd_service_init(struct nbd_service *service)
+{
+    *service = (struct nbd_service){
+        .handshake_ms = LIMIT_HANDSHAKE_MS,
+        .stall_timer.fired = on_stall_timer,
+        .grace_timer.fired = on_grace_over,
+    };
+    list_init(&service->connections);
+    list_init(&service->to_send);
+    list_init(&service->spare_commands);
+    wait_queue_init(&service->all_gone);
+}
+
+void nbd_budget_waiter_came(struct nbd_service *service)
+{
+    if (service->budget_waiters++ == 0) {
+        service->world->ops->timer_start(service->world, &service->stall_timer,
+                                         world_now_ns(service->world) + STALL_LOOK_EVERY_NS);
+    }
+}
+
+void nbd_budget_waiter_went(struct nbd_service *service)
+{
+    assert(service->budget_waiters > 0);
+    if (--service->budget_waiters == 0) {
+        service->world->ops->timer_stop(service->world, &service->stall_timer);
+    }
+}
+
+static struct connection *connection_create(struct nbd_service *service, struct stream *stream)
+{
+    struct connection *conn = calloc(1, sizeof(*conn));
+    if (!conn) {
+        return NULL;
+    }
+    if (input_init(&conn->input, stream) < 0) {
+        free(conn);
+        return NULL;
+    }
+    conn->service = service;
+    conn->stream = stream;
+    conn->state = CONNECTION_GREETING;
+    conn->timer.fired = on_timer;
+    wait_queue_init(&conn->room);
+    wait_queue_init(&conn->idle);
+    list_init(&conn->replies);
+    list_init(&conn->send_link);
+    list_push_back(&service->connections, &conn->link);
+    return conn;
+}
+
+static void connection_free(struct connection *conn)
+{
+    struct nbd_service *service = conn->service;
+
+    assert(conn->state == CONNECTION_CLOSED);
+    list_remove(&conn->link);
+    input_free(&conn->input);
+    free(conn);
+    if (list_empty(&service->connections)) {
+        transmit_free_spares(service);
+        wait_queue_wake_all(&service->all_gone);
+    }
+}
+
+/* Greeting, options, and transmission if it comes to that. */
+static void co_live(struct connection *conn)
+{
+    if (conn->service->draining) {
+        return;
+    }
+    start_timer(conn, conn->service->handshake_ms * MS_NS);
+    bool go = co_handshake_greet(conn);
+    if (go) {
+        enter_state(conn, CONNECTION_OPTIONS);
+        go = co_handshake_options(conn);
+    }
+    stop_timer(conn);
+    if (go) {
+        enter_state(conn, CONNECTION_TRANSMISSION);
+        co_transmit(conn);
+    }
+}
+
+void co_nbd_serve(struct nbd_service *service, struct stream *stream)
+{
+    struct connection *conn = connection_create(service, stream);
+    if (!conn) {
+        log_warning("client %s: refused: out of memory", stream->peer);
+        stream->ops->co_close(stream);
+        return;
+    }
+    co_live(conn);
+    enter_state(conn, CONNECTION_CLOSING);
+    start_timer(conn, GOODBYE_LOOK_EVERY_NS);
+    co_transmit_finish(conn);
+    stop_timer(conn);
+    enter_state(conn, CONNECTION_CLOSED);
+    stream->ops->co_close(stream);
+    connection_free(conn);
+}
+
+/* The connection has nothing to finish: it goes at once. */
+static void drain_one(struct connection *conn)
+{
+    switch (conn->state) {
+    case CONNECTION_GREETING:
+        connection_abort(conn, "the server shuts down");
+        break;
+    case CONNECTION_OPTIONS:
+        /* In the middle of an option it gets its answer, and goes then. */
+        if (conn->between_options) {
+            connection_abort(conn, "the server shuts down");
+        }
+        break;
+    case CONNECTION_TRANSMISSION:
+        transmit_leave_if_drained(conn);
+        break;
+    case CONNECTION_CLOSING:
+    case CONNECTION_CLOSED:
+        break;
+    }
+}
+
+void co_nbd_drain(struct nbd_service *service, uint64_t grace_ns)
+{
+    struct world *world = service->world;
+
+    service->draining = true;
+    list_for_each(link, &service->connections)
+    {
+        drain_one(list_entry(link, struct connection, link));
+    }
+    world->ops->timer_start(world, &service->grace_timer, world_now_ns(world) + grace_ns);
+    while (!list_empty(&service->connections)) {
+        co_wait(&service->all_gone);
+    }
+    world->ops->timer_stop(world, &service->grace_timer);
+}

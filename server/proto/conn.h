@@ -1,0 +1,75 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * One connection: its life, what the handshake settled, and what transmission has in flight.
+ *
+ *     GREETING -> OPTIONS -> TRANSMISSION -> CLOSING -> CLOSED
+ *
+ * Any state may go to CLOSING. One coroutine, co_nbd_serve(), walks through all states and is the
+ * only one that receives; requests run in their own, and a sender exists while there is something
+ * to send. Whatever it waits for ends by itself or by connection_abort(), which timers and draining
+ * use: no wait outlives its deadline.
+ */
+#ifndef QCOWD_PROTO_CONN_H
+#define QCOWD_PROTO_CONN_H
+
+#include "base/list.h"
+#include "proto/input.h"
+#include "proto/nbd.h"
+#include "proto/request.h"
+
+enum connection_state {
+    CONNECTION_GREETING,
+    CONNECTION_OPTIONS,
+    CONNECTION_TRANSMISSION,
+    CONNECTION_CLOSING,
+    CONNECTION_CLOSED,
+};
+
+struct connection {
+    struct list link; /* in service->connections */
+    struct nbd_service *service;
+    struct stream *stream;
+    enum connection_state state;
+    uint32_t client_flags;
+    bool aborted;             /* the stream is dead: nothing more will be sent */
+    bool between_options;     /* nothing of the next option has come yet */
+    struct world_timer timer; /* the handshake's deadline; then the watch over a slow goodbye */
+    struct input input;
+
+    /* What the handshake settled. */
+    const struct nbd_export *chosen;
+    bool structured;
+    unsigned meta_contexts;               /* set of enum meta_context */
+    const struct nbd_export *meta_export; /* the one they were selected for */
+    struct request_rules rules;
+
+    /* Transmission. */
+    unsigned in_flight; /* commands that exist */
+    unsigned accepted;  /* those of them that draining waits for */
+    uint64_t payload_bytes;
+    uint64_t reserve_bytes; /* of those, in the connection's own reserve */
+    struct wait_queue room; /* the reader, when in_flight or payload_bytes are at their limit */
+    struct wait_queue idle; /* the reader, when it waits for the last command */
+    struct list replies;    /* commands whose reply waits to be sent */
+    struct list send_link;  /* in service->to_send */
+    bool sender_running;
+    /* When the present payload or batch of replies, a wait for the peer, counts as stalled; 0:
+     * none. */
+    uint64_t receive_stalls_ns;
+    uint64_t send_stalls_ns;
+};
+
+/* Ends both directions; nothing is sent any more. `why` goes to the log. Does not suspend. */
+void connection_abort(struct connection *conn, const char *why);
+
+/*
+ * The moment from which on a wait for the peer to move so many bytes counts as stalled: a fixed
+ * time and a minimum rate.
+ */
+uint64_t connection_stall_time(const struct connection *conn, uint64_t bytes);
+
+/* One line about this peer: what it did wrong. */
+void connection_complain(const struct connection *conn, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+#endif

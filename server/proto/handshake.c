@@ -1,0 +1,587 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * One handler an option, found through a table; each sees the option's whole payload, already
+ * received, so that whatever it makes of it the stream is at the next option. Replies collect in a
+ * buffer and leave together when the option is done.
+ */
+#include "proto/handshake.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/limits.h"
+#include "base/log.h"
+#include "proto/meta.h"
+#include "proto/wire.h"
+
+/* Foreign text in a message is shown up to about this length. */
+#define SHOWN_TEXT_BYTES 96U
+/* Holds the largest single reply: a REP_SERVER with the longest name and description. */
+#define REPLY_BUFFER_BYTES 12288U
+
+static_assert(REPLY_BUFFER_BYTES >=
+                  sizeof(struct wire_option_reply) + 4 + 2 * LIMIT_NBD_STRING_BYTES,
+              "the largest reply fits");
+
+enum next_step { NEXT_OPTION, NEXT_TRANSMISSION, NEXT_DISCONNECT };
+
+struct negotiation {
+    struct connection *conn;
+    bool fixed_newstyle;
+    bool no_zeroes;
+    unsigned options_seen;
+    uint32_t option; /* the one at hand */
+    const uint8_t *payload;
+    size_t payload_len;
+    bool send_failed;
+    size_t reply_used;
+    uint8_t replies[REPLY_BUFFER_BYTES];
+};
+
+/* ---- Replies ---- */
+
+static void co_flush_replies(struct negotiation *talk)
+{
+    struct connection *conn = talk->conn;
+    struct iovec iov = {talk->replies, talk->reply_used};
+
+    if (talk->reply_used == 0 || talk->send_failed) {
+        return;
+    }
+    talk->reply_used = 0;
+    if (conn->stream->ops->co_send(conn->stream, &iov, 1, false) < 0) {
+        talk->send_failed = true; /* the peer has gone: the loop over options sees it */
+    }
+}
+
+/* Room for len more bytes in the buffer, flushing it if need be. */
+static uint8_t *co_reply_room(struct negotiation *talk, size_t len)
+{
+    assert(len <= sizeof(talk->replies));
+    if (len > sizeof(talk->replies) - talk->reply_used) {
+        co_flush_replies(talk);
+        talk->reply_used = 0; /* also when the peer has gone */
+    }
+    uint8_t *room = talk->replies + talk->reply_used;
+    talk->reply_used += len;
+    return room;
+}
+
+/* One option reply with len bytes of payload, to be filled in by the caller at once. */
+static uint8_t *co_reply(struct negotiation *talk, uint32_t type, size_t len)
+{
+    uint8_t *room = co_reply_room(talk, sizeof(struct wire_option_reply) + len);
+    struct wire_option_reply *wire = (void *)room;
+
+    put_be64(wire->magic, NBD_OPTION_REPLY_MAGIC);
+    put_be32(wire->option, talk->option);
+    put_be32(wire->type, type);
+    put_be32(wire->length, (uint32_t)len);
+    return room + sizeof(*wire);
+}
+
+static enum next_step co_ack(struct negotiation *talk)
+{
+    co_reply(talk, NBD_REP_ACK, 0);
+    return NEXT_OPTION;
+}
+
+static enum next_step co_refuse(struct negotiation *talk, uint32_t type, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+static enum next_step co_refuse(struct negotiation *talk, uint32_t type, const char *format, ...)
+{
+    char text[256];
+    va_list args;
+
+    va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    size_t len = strlen(text);
+    uint8_t *room = co_reply(talk, type, len);
+    memcpy(room, text, len);
+    log_debug("client %s: option %u refused: %s", talk->conn->stream->peer, talk->option, text);
+    return NEXT_OPTION;
+}
+
+/* ---- Exports and names ---- */
+
+/* Bytes of the UTF-8 sequence at `at` (len > 0), 0 when it is none. */
+static size_t utf8_sequence(const uint8_t *at, size_t len)
+{
+    static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
+    size_t need = at[0] < 0x80           ? 1
+                  : (at[0] >> 5) == 0x6  ? 2
+                  : (at[0] >> 4) == 0xe  ? 3
+                  : (at[0] >> 3) == 0x1e ? 4
+                                         : 0;
+    if (need <= 1 || need > len) {
+        return need > len ? 0 : need;
+    }
+    uint32_t code = at[0] & (0x7fU >> need);
+    for (size_t i = 1; i < need; i++) {
+        if ((at[i] & 0xc0) != 0x80) {
+            return 0;
+        }
+        code = code << 6 | (at[i] & 0x3fU);
+    }
+    bool surrogate = code >= 0xd800 && code <= 0xdfff;
+    return code >= least[need] && code <= 0x10ffff && !surrogate ? need : 0;
+}
+
+/* NULL, or what is wrong with it as a name on the wire. */
+static const char *name_fault(const uint8_t *name, size_t len)
+{
+    if (len > LIMIT_NBD_STRING_BYTES) {
+        return "the export name is longer than 4096 bytes";
+    }
+    for (size_t at = 0; at < len;) {
+        size_t sequence = name[at] == 0 ? 0 : utf8_sequence(name + at, len - at);
+        if (sequence == 0) {
+            return "the export name is not UTF-8 text";
+        }
+        at += sequence;
+    }
+    return NULL;
+}
+
+static const struct nbd_export *find_export(const struct nbd_service *service, const uint8_t *name,
+                                            size_t len)
+{
+    for (unsigned i = 0; i < service->export_count; i++) {
+        const struct nbd_export *candidate = &service->exports[i];
+        if (strlen(candidate->name) == len && memcmp(candidate->name, name, len) == 0) {
+            return candidate;
+        }
+    }
+    return NULL;
+}
+
+static enum next_step co_refuse_unknown_export(struct negotiation *talk, const uint8_t *name,
+                                               size_t len)
+{
+    char shown[SHOWN_TEXT_BYTES];
+
+    return co_refuse(talk, NBD_REP_ERR_UNKNOWN, "there is no export \"%s\" here",
+                     err_sanitise(shown, sizeof(shown), name, len));
+}
+
+static bool is_read_only(const struct nbd_export *export)
+{
+    return export->read_only || export->image->read_only;
+}
+
+static uint16_t transmission_flags(const struct connection *conn, const struct nbd_export *export)
+{
+    unsigned flags =
+        NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_CACHE;
+
+    if (is_read_only(export)) {
+        flags |= NBD_FLAG_READ_ONLY;
+    } else {
+        flags |= NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES;
+        flags |= export->image->can_zero_fast ? NBD_FLAG_SEND_FAST_ZERO : 0U;
+    }
+    flags |= conn->structured ? NBD_FLAG_SEND_DF : 0U;
+    flags |= export->multi_conn ? NBD_FLAG_CAN_MULTI_CONN : 0U;
+    return (uint16_t)flags;
+}
+
+/* The end of haggling: this export, by these rules. */
+static void choose(struct connection *conn, const struct nbd_export *export)
+{
+    if (conn->meta_export != export) {
+        conn->meta_contexts = 0; /* they were selected for another one */
+    }
+    conn->chosen = export;
+    conn->rules = (struct request_rules){
+        .size_bytes = export->image->size_bytes,
+        .transmission_flags = transmission_flags(conn, export),
+        .structured = conn->structured,
+        .block_status = conn->structured && conn->meta_contexts != 0,
+    };
+    log_debug("client %s: export \"%s\", flags 0x%x", conn->stream->peer, export->name,
+              conn->rules.transmission_flags);
+}
+
+/* ---- Options ---- */
+
+static enum next_step co_option_export_name(struct negotiation *talk)
+{
+    struct connection *conn = talk->conn;
+    char shown[SHOWN_TEXT_BYTES];
+    const struct nbd_export *export = NULL;
+
+    if (!name_fault(talk->payload, talk->payload_len)) {
+        export = find_export(conn->service, talk->payload, talk->payload_len);
+    }
+    if (!export) { /* this option has no way to say no */
+        connection_complain(conn, "there is no export \"%s\" here: disconnected",
+                            err_sanitise(shown, sizeof(shown), talk->payload, talk->payload_len));
+        return NEXT_DISCONNECT;
+    }
+    choose(conn, export);
+
+    struct wire_export_name_reply reply = {0};
+    put_be64(reply.size, conn->rules.size_bytes);
+    put_be16(reply.flags, conn->rules.transmission_flags);
+    size_t len = talk->no_zeroes ? offsetof(struct wire_export_name_reply, zeroes) : sizeof(reply);
+    uint8_t *room = co_reply_room(talk, len);
+    memcpy(room, &reply, len);
+    return NEXT_TRANSMISSION;
+}
+
+static enum next_step co_option_abort(struct negotiation *talk)
+{
+    co_ack(talk); /* whatever its payload is */
+    return NEXT_DISCONNECT;
+}
+
+static enum next_step co_option_list(struct negotiation *talk)
+{
+    const struct nbd_service *service = talk->conn->service;
+
+    if (talk->payload_len > 0) {
+        return co_refuse(talk, NBD_REP_ERR_INVALID, "LIST takes no data");
+    }
+    for (unsigned i = 0; i < service->export_count; i++) {
+        const struct nbd_export *export = &service->exports[i];
+        const char *description = export->description ? export->description : "";
+        size_t name_len = strlen(export->name);
+        size_t description_len = strlen(description);
+        uint8_t *room = co_reply(talk, NBD_REP_SERVER, 4 + name_len + description_len);
+        put_be32(room, (uint32_t)name_len);
+        memcpy(room + 4, export->name, name_len);
+        memcpy(room + 4 + name_len, description, description_len);
+    }
+    return co_ack(talk);
+}
+
+/* TLS begins here: until there is a stream that speaks it, policy forbids it. */
+static enum next_step co_option_starttls(struct negotiation *talk)
+{
+    if (talk->payload_len > 0) {
+        return co_refuse(talk, NBD_REP_ERR_INVALID, "STARTTLS takes no data");
+    }
+    return co_refuse(talk, NBD_REP_ERR_POLICY, "TLS is not enabled on this server");
+}
+
+/* INFO and GO: the payload, taken apart. */
+struct info_query {
+    const uint8_t *name;
+    size_t name_len;
+    unsigned wanted; /* set of enum nbd_info, unknown ones left out */
+};
+
+static bool info_query_parse(const uint8_t *payload, size_t len, struct info_query *out)
+{
+    if (len < 6) {
+        return false;
+    }
+    uint32_t name_len = get_be32(payload);
+    if (name_len > len - 6) {
+        return false;
+    }
+    const uint8_t *at = payload + 4 + name_len;
+    uint16_t count = get_be16(at);
+    if (len != 6 + (size_t)name_len + 2 * (size_t)count) {
+        return false;
+    }
+    *out = (struct info_query){.name = payload + 4, .name_len = name_len};
+    for (unsigned i = 0; i < count; i++) {
+        uint16_t info = get_be16(at + 2 + 2 * (size_t)i);
+        if (info <= NBD_INFO_BLOCK_SIZE) {
+            out->wanted |= 1U << info;
+        }
+    }
+    return true;
+}
+
+static void co_info_export(struct negotiation *talk, const struct nbd_export *export)
+{
+    struct wire_info_export *wire = (void *)co_reply(talk, NBD_REP_INFO, sizeof(*wire));
+
+    put_be16(wire->type, NBD_INFO_EXPORT);
+    put_be64(wire->size, export->image->size_bytes);
+    put_be16(wire->flags, transmission_flags(talk->conn, export));
+}
+
+static void co_info_text(struct negotiation *talk, uint16_t type, const char *text)
+{
+    size_t len = strlen(text);
+    uint8_t *room = co_reply(talk, NBD_REP_INFO, 2 + len);
+
+    put_be16(room, type);
+    memcpy(room + 2, text, len);
+}
+
+static void co_info_block_size(struct negotiation *talk, const struct nbd_export *export)
+{
+    struct wire_info_block_size *wire = (void *)co_reply(talk, NBD_REP_INFO, sizeof(*wire));
+    uint32_t preferred = export->image->preferred_bytes;
+
+    assert(is_power_of_two(preferred) && preferred >= 512);
+    put_be16(wire->type, NBD_INFO_BLOCK_SIZE);
+    put_be32(wire->minimum, 1);
+    put_be32(wire->preferred, MIN_OF(preferred, LIMIT_PAYLOAD_BYTES));
+    put_be32(wire->maximum, LIMIT_PAYLOAD_BYTES);
+}
+
+static enum next_step co_option_info_or_go(struct negotiation *talk)
+{
+    struct connection *conn = talk->conn;
+    struct info_query query;
+
+    if (!info_query_parse(talk->payload, talk->payload_len, &query)) {
+        return co_refuse(talk, NBD_REP_ERR_INVALID,
+                         "name and information requests do not fit the option's length");
+    }
+    const char *fault = name_fault(query.name, query.name_len);
+    if (fault) {
+        return co_refuse(talk, NBD_REP_ERR_INVALID, "%s", fault);
+    }
+    const struct nbd_export *export = find_export(conn->service, query.name, query.name_len);
+    if (!export) {
+        return co_refuse_unknown_export(talk, query.name, query.name_len);
+    }
+    co_info_export(talk, export);
+    if (query.wanted & (1U << NBD_INFO_NAME)) {
+        co_info_text(talk, NBD_INFO_NAME, export->name);
+    }
+    if ((query.wanted & (1U << NBD_INFO_DESCRIPTION)) && export->description) {
+        co_info_text(talk, NBD_INFO_DESCRIPTION, export->description);
+    }
+    if (query.wanted & (1U << NBD_INFO_BLOCK_SIZE)) {
+        co_info_block_size(talk, export);
+    }
+    co_ack(talk);
+    if (talk->option != NBD_OPT_GO) {
+        return NEXT_OPTION;
+    }
+    choose(conn, export);
+    return NEXT_TRANSMISSION;
+}
+
+static enum next_step co_option_structured_reply(struct negotiation *talk)
+{
+    if (talk->payload_len > 0) {
+        return co_refuse(talk, NBD_REP_ERR_INVALID, "STRUCTURED_REPLY takes no data");
+    }
+    if (talk->conn->structured) {
+        return co_refuse(talk, NBD_REP_ERR_INVALID, "structured replies are agreed on already");
+    }
+    talk->conn->structured = true;
+    return co_ack(talk);
+}
+
+static void co_list_contexts(struct negotiation *talk, unsigned contexts)
+{
+    bool selecting = talk->option == NBD_OPT_SET_META_CONTEXT;
+
+    for (unsigned i = 0; i < META_CONTEXT_COUNT; i++) {
+        if (!(contexts & (1U << i))) {
+            continue;
+        }
+        size_t name_len = strlen(meta_context_name(i));
+        uint8_t *room = co_reply(talk, NBD_REP_META_CONTEXT, 4 + name_len);
+        put_be32(room, selecting ? meta_context_id(i) : 0);
+        memcpy(room + 4, meta_context_name(i), name_len);
+    }
+}
+
+static enum next_step co_option_meta_context(struct negotiation *talk)
+{
+    struct connection *conn = talk->conn;
+    bool selecting = talk->option == NBD_OPT_SET_META_CONTEXT;
+    struct meta_query query;
+    const char *why;
+
+    if (selecting) { /* even a failed one forgets what was selected */
+        conn->meta_contexts = 0;
+        conn->meta_export = NULL;
+    }
+    if (!conn->structured) {
+        return co_refuse(talk, NBD_REP_ERR_INVALID, "structured replies come first");
+    }
+    if (!meta_query_parse(talk->payload, talk->payload_len, !selecting, &query, &why)) {
+        return co_refuse(talk, NBD_REP_ERR_INVALID, "%s", why);
+    }
+    why = name_fault(query.export_name, query.export_name_len);
+    if (why) {
+        return co_refuse(talk, NBD_REP_ERR_INVALID, "%s", why);
+    }
+    const struct nbd_export *export =
+        find_export(conn->service, query.export_name, query.export_name_len);
+    if (!export) {
+        return co_refuse_unknown_export(talk, query.export_name, query.export_name_len);
+    }
+    if (selecting) {
+        conn->meta_contexts = query.contexts;
+        conn->meta_export = export;
+    }
+    co_list_contexts(talk, query.contexts);
+    return co_ack(talk);
+}
+
+typedef enum next_step co_option_fn(struct negotiation *talk);
+
+static co_option_fn *option_handler(uint32_t option)
+{
+    static co_option_fn *const handlers[] = {
+        [NBD_OPT_EXPORT_NAME] = co_option_export_name,
+        [NBD_OPT_ABORT] = co_option_abort,
+        [NBD_OPT_LIST] = co_option_list,
+        [NBD_OPT_STARTTLS] = co_option_starttls,
+        [NBD_OPT_INFO] = co_option_info_or_go,
+        [NBD_OPT_GO] = co_option_info_or_go,
+        [NBD_OPT_STRUCTURED_REPLY] = co_option_structured_reply,
+        [NBD_OPT_LIST_META_CONTEXT] = co_option_meta_context,
+        [NBD_OPT_SET_META_CONTEXT] = co_option_meta_context,
+    };
+    return option < ARRAY_LEN(handlers) ? handlers[option] : NULL;
+}
+
+/* ---- The loop ---- */
+
+/* Receives an option's header; its length comes back through *len. False: disconnect. */
+static bool co_receive_option_header(struct negotiation *talk, uint32_t *len)
+{
+    struct connection *conn = talk->conn;
+    struct wire_option header;
+
+    conn->between_options = input_buffered(&conn->input) == 0;
+    int rc = co_input_need(&conn->input, 1);
+    conn->between_options = false;
+    if (rc == 0) {
+        rc = co_input_read(&conn->input, &header, sizeof(header));
+    }
+    if (rc < 0) {
+        log_debug("client %s: gone during the handshake", conn->stream->peer);
+        return false;
+    }
+    if (get_be64(header.magic) != NBD_OPTION_MAGIC) {
+        connection_complain(conn, "no option begins like this: disconnected");
+        return false;
+    }
+    talk->option = get_be32(header.option);
+    *len = get_be32(header.length);
+    if (*len > LIMIT_OPTION_BYTES) {
+        connection_complain(conn, "option %u has %u bytes, at most %u are taken: disconnected",
+                            talk->option, *len, LIMIT_OPTION_BYTES);
+        return false;
+    }
+    if (talk->options_seen++ == LIMIT_OPTIONS_PER_HANDSHAKE) {
+        connection_complain(conn, "more than %u options: disconnected",
+                            LIMIT_OPTIONS_PER_HANDSHAKE);
+        return false;
+    }
+    if (!talk->fixed_newstyle && talk->option != NBD_OPT_EXPORT_NAME) {
+        connection_complain(conn, "option %u without fixed newstyle: disconnected", talk->option);
+        return false;
+    }
+    return true;
+}
+
+/* Drains the payload, and refuses. */
+static enum next_step co_answer_unknown(struct negotiation *talk, uint32_t len)
+{
+    if (co_input_skip(&talk->conn->input, len) < 0) {
+        return NEXT_DISCONNECT;
+    }
+    return co_refuse(talk, NBD_REP_ERR_UNSUP, "option %u is not known here", talk->option);
+}
+
+/* While the service drains: every option but ABORT is refused, and the connection closed. */
+static enum next_step co_answer_draining(struct negotiation *talk, uint32_t len)
+{
+    if (talk->option == NBD_OPT_EXPORT_NAME || co_input_skip(&talk->conn->input, len) < 0) {
+        return NEXT_DISCONNECT;
+    }
+    if (talk->option == NBD_OPT_ABORT) {
+        co_ack(talk);
+    } else {
+        co_refuse(talk, NBD_REP_ERR_SHUTDOWN, "the server is shutting down");
+    }
+    return NEXT_DISCONNECT;
+}
+
+static enum next_step co_answer(struct negotiation *talk, uint32_t len)
+{
+    co_option_fn *co_handle = option_handler(talk->option);
+    if (talk->conn->service->draining) {
+        return co_answer_draining(talk, len);
+    }
+    if (!co_handle) {
+        return co_answer_unknown(talk, len);
+    }
+    uint8_t *payload = malloc(len > 0 ? len : 1); /* at most LIMIT_OPTION_BYTES */
+    if (!payload) {
+        return NEXT_DISCONNECT;
+    }
+    enum next_step next = NEXT_DISCONNECT;
+    if (co_input_read(&talk->conn->input, payload, len) == 0) {
+        talk->payload = payload;
+        talk->payload_len = len;
+        next = co_handle(talk);
+        talk->payload = NULL;
+    }
+    free(payload);
+    return next;
+}
+
+bool co_handshake_greet(struct connection *conn)
+{
+    struct wire_greeting greeting;
+    struct iovec iov = {&greeting, sizeof(greeting)};
+
+    put_be64(greeting.magic, NBD_MAGIC);
+    put_be64(greeting.option_magic, NBD_OPTION_MAGIC);
+    put_be16(greeting.flags, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
+    if (conn->stream->ops->co_send(conn->stream, &iov, 1, false) < 0) {
+        return false;
+    }
+    if (co_input_need(&conn->input, 4) < 0) {
+        log_debug("client %s: gone before it said a word", conn->stream->peer);
+        return false;
+    }
+    conn->client_flags = get_be32(input_bytes(&conn->input));
+    input_take(&conn->input, 4);
+    if (conn->client_flags & ~(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES)) {
+        connection_complain(conn, "client flags 0x%x were not offered: disconnected",
+                            conn->client_flags);
+        return false;
+    }
+    return true;
+}
+
+bool co_handshake_options(struct connection *conn)
+{
+    struct negotiation *talk = malloc(sizeof(*talk));
+    enum next_step next = NEXT_OPTION;
+    uint32_t len;
+
+    if (!talk) {
+        return false;
+    }
+    talk->conn = conn;
+    talk->fixed_newstyle = conn->client_flags & NBD_FLAG_FIXED_NEWSTYLE;
+    talk->no_zeroes = conn->client_flags & NBD_FLAG_NO_ZEROES;
+    talk->options_seen = 0;
+    talk->send_failed = false;
+    talk->reply_used = 0;
+    while (next == NEXT_OPTION && !talk->send_failed) {
+        if (!co_receive_option_header(talk, &len)) {
+            next = NEXT_DISCONNECT;
+            break;
+        }
+        next = co_answer(talk, len);
+        co_flush_replies(talk);
+    }
+    bool go = next == NEXT_TRANSMISSION && !talk->send_failed;
+    free(talk);
+    return go;
+}

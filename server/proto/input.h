@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Buffered receiving: many small requests come out of one receive, large payloads go straight to
+ * where they belong. The buffer is small until a client shows that it sends many requests at once,
+ * and small again when it falls silent, so that an idle connection costs little.
+ */
+#ifndef QCOWD_PROTO_INPUT_H
+#define QCOWD_PROTO_INPUT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "io/stream.h"
+
+#define INPUT_SMALL_BYTES (16U * 1024U)
+#define INPUT_LARGE_BYTES (128U * 1024U)
+
+struct input {
+    struct stream *stream;
+    uint8_t *bytes;
+    size_t capacity;
+    size_t begin; /* what is received and not taken: [begin, end) */
+    size_t end;
+    unsigned taken_since_fill; /* headers */
+};
+
+/* 0 or -ENOMEM. */
+int input_init(struct input *input, struct stream *stream);
+void input_free(struct input *input);
+
+/*
+ * Receives until len bytes (at most INPUT_SMALL_BYTES) lie at input_bytes(). 0; -ENODATA at the end
+ * of the stream with nothing buffered, -ECONNRESET with too little; or the stream's error.
+ */
+int co_input_need(struct input *input, size_t len);
+/* Copies len bytes to `to`. 0, -ECONNRESET at the end of the stream, or the stream's error. */
+int co_input_read(struct input *input, void *to, size_t len);
+/* Throws len bytes away; as co_input_read(). */
+int co_input_skip(struct input *input, uint64_t len);
+
+static inline const uint8_t *input_bytes(const struct input *input)
+{
+    return input->bytes + input->begin;
+}
+
+static inline size_t input_buffered(const struct input *input)
+{
+    return input->end - input->begin;
+}
+
+/* Takes a header of len buffered bytes. */
+void input_take(struct input *input, size_t len);
+
+/* Back to the small buffer; only when nothing is buffered does it do anything. */
+void input_shrink(struct input *input);
+
+#endif

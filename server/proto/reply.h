@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Building replies: a list of pieces of memory, ready to be sent in order. Payload is named where
+ * it lies, never copied. A reply is built whole, after the work is done, so its last content chunk
+ * may carry DONE: no error can come after it.
+ */
+#ifndef QCOWD_PROTO_REPLY_H
+#define QCOWD_PROTO_REPLY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "image.h"
+
+/* Longest text in an error chunk. */
+#define REPLY_TEXT_BYTES_MAX 80U
+#define REPLY_HEAD_BYTES     (26U + REPLY_TEXT_BYTES_MAX)
+/* Pieces of the longest reply: a header and a run of data between, before and after all holes. */
+#define REPLY_PIECES_MAX (3U * READ_HOLES_MAX + 2U)
+
+/* Points into itself: is built in place and stays there until it was sent. */
+struct reply {
+    struct iovec *pieces;
+    unsigned count;
+    size_t total_bytes;
+    struct iovec inline_pieces[2];
+    void *extra; /* from buffer_get(), when the inline parts are too small */
+    size_t extra_len;
+    uint8_t head[REPLY_HEAD_BYTES];
+};
+
+/* The wire's number for -errno_value; ENOTSUP only where fast_zero says that it was asked for. */
+uint32_t reply_error_number(int negative_errno, bool fast_zero);
+const char *reply_error_text(uint32_t error);
+
+/* Success, or an error without text; no payload. */
+void reply_simple(struct reply *reply, uint64_t cookie, uint32_t error);
+/* An error with text where the connection has structured replies, a simple one otherwise. */
+void reply_error(struct reply *reply, uint64_t cookie, bool structured, uint32_t error,
+                 const char *text);
+/* A structured success without content. */
+void reply_none(struct reply *reply, uint64_t cookie);
+
+/* len bytes (0 too) at payload. */
+void reply_read_simple(struct reply *reply, uint64_t cookie, void *payload, size_t len);
+/*
+ * Structured: payload holds [offset, offset + len), except for the holes (may be NULL), which are
+ * sent as such. len > 0. Without memory for a long list the holes are filled and sent as data.
+ */
+void reply_read_structured(struct reply *reply, uint64_t cookie, uint64_t offset, void *payload,
+                           size_t len, const struct read_holes *holes);
+/*
+ * One chunk for each context in the set (meta.h). With only_one, one extent each. The list is not
+ * empty. 0 or -ENOMEM.
+ */
+int reply_block_status(struct reply *reply, uint64_t cookie, unsigned contexts,
+                       const struct extent_list *list, bool only_one);
+
+/* Frees what the reply holds, payload excepted. */
+void reply_release(struct reply *reply);
+
+#endif

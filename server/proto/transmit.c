@@ -1,0 +1,619 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * One command object from the request's header to the last byte of its reply; it carries what it
+ * was charged for, and gives that back only when its reply has left. So a client that does not read
+ * its replies runs into its own limits, and is no longer read from.
+ *
+ *     reader: admit (may wait) -> receive payload -> start
+ *     command's coroutine: run on the image -> build reply -> queue
+ *     sender: all queued replies in one send, once a turn of the loop -> finish the commands
+ *
+ * Replies are sent whole and one after the other, so that those of different requests interleave at
+ * borders of chunks only.
+ */
+#include "proto/transmit.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/limits.h"
+#include "base/log.h"
+#include "io/buffers.h"
+#include "proto/meta.h"
+#include "proto/reply.h"
+#include "proto/wire.h"
+#include "sched/co.h"
+
+/* One send takes this many pieces at most, and no further reply past this many bytes. */
+#define BATCH_PIECES_MAX (2U * REPLY_PIECES_MAX)
+#define BATCH_BYTES      (2U * 1024U * 1024U)
+/* Command objects kept for reuse, by all connections together. */
+#define SPARE_COMMANDS_MAX 512U
+/* BLOCK_STATUS: extents are not expected to be smaller than this, and at least so many are taken.
+ */
+#define STATUS_EXTENT_BYTES 512U
+#define STATUS_EXTENTS_MIN  32U
+
+struct command {
+    struct list link; /* spare_commands or replies */
+    struct connection *conn;
+    struct nbd_request request;
+    uint64_t charged_bytes;
+    uint64_t reserve_bytes; /* of those; the rest is the common budget's */
+    bool accepted;
+    void *payload;
+    size_t payload_len;
+    struct reply reply;
+};
+
+/* ---- Command objects and what they are charged for ---- */
+
+static struct command *command_create(struct nbd_service *service)
+{
+    struct list *spare = list_pop_front(&service->spare_commands);
+    if (!spare) {
+        return malloc(sizeof(struct command));
+    }
+    service->spare_count--;
+    return list_entry(spare, struct command, link);
+}
+
+static void command_recycle(struct nbd_service *service, struct command *command)
+{
+    if (service->spare_count == SPARE_COMMANDS_MAX) {
+        free(command);
+        return;
+    }
+    service->spare_count++;
+    list_push_front(&service->spare_commands, &command->link);
+}
+
+void transmit_free_spares(struct nbd_service *service)
+{
+    struct list *spare;
+
+    while ((spare = list_pop_front(&service->spare_commands)) != NULL) {
+        free(list_entry(spare, struct command, link));
+    }
+    service->spare_count = 0;
+}
+
+static unsigned status_extent_capacity(const struct nbd_request *request)
+{
+    uint64_t wanted = request->length / STATUS_EXTENT_BYTES + 2;
+
+    if (request->flags & NBD_CMD_FLAG_REQ_ONE) {
+        wanted = 0;
+    }
+    return (unsigned)MIN_OF(MAX_OF(wanted, (uint64_t)STATUS_EXTENTS_MIN),
+                            (uint64_t)LIMIT_STATUS_EXTENTS);
+}
+
+/* Memory that the request will hold from admission until its reply has left. */
+static uint64_t bytes_needed(const struct nbd_request *request)
+{
+    if (request->error) {
+        return 0;
+    }
+    switch (request->type) {
+    case NBD_CMD_READ:
+    case NBD_CMD_WRITE:
+        return request->length;
+    case NBD_CMD_BLOCK_STATUS:
+        return (uint64_t)status_extent_capacity(request) *
+               (sizeof(struct extent) + META_CONTEXT_COUNT * sizeof(struct wire_status_extent));
+    default:
+        return 0;
+    }
+}
+
+static bool has_room(const struct connection *conn, uint64_t bytes)
+{
+    return conn->in_flight < LIMIT_REQUESTS_PER_CONNECTION &&
+           (conn->payload_bytes == 0 || conn->payload_bytes + bytes <= LIMIT_BYTES_PER_CONNECTION);
+}
+
+static void co_take_from_budget(struct nbd_service *service, uint64_t bytes)
+{
+    if (budget_try_take(service->bytes_in_flight, bytes)) {
+        return;
+    }
+    nbd_budget_waiter_came(service);
+    co_budget_take(service->bytes_in_flight, bytes);
+    nbd_budget_waiter_went(service);
+}
+
+/*
+ * Waits until the connection may have one more command of so many bytes, and makes it. NULL when
+ * the connection was aborted meanwhile, or without memory (then it is aborted here).
+ */
+static struct command *co_admit(struct connection *conn, const struct nbd_request *request)
+{
+    uint64_t bytes = bytes_needed(request);
+
+    while (!conn->aborted && !has_room(conn, bytes)) {
+        co_wait(&conn->room);
+    }
+    if (conn->aborted) {
+        return NULL;
+    }
+    bool from_reserve = conn->reserve_bytes + bytes <= CONNECTION_RESERVE_BYTES;
+    if (!from_reserve) {
+        co_take_from_budget(conn->service, bytes);
+    }
+    struct command *command = conn->aborted ? NULL : command_create(conn->service);
+    if (!command) {
+        if (!from_reserve) {
+            budget_give(conn->service->bytes_in_flight, bytes);
+        }
+        connection_abort(conn, "out of memory");
+        return NULL;
+    }
+    list_init(&command->link);
+    command->conn = conn;
+    command->request = *request;
+    command->charged_bytes = bytes;
+    command->reserve_bytes = from_reserve ? bytes : 0;
+    command->accepted = request->error != NBD_ESHUTDOWN;
+    command->payload = NULL;
+    command->payload_len = 0;
+    command->reply.extra = NULL;
+    conn->in_flight++;
+    conn->accepted += command->accepted;
+    conn->payload_bytes += bytes;
+    conn->reserve_bytes += command->reserve_bytes;
+    return command;
+}
+
+/* The end of a command, with its reply sent or dropped: gives everything back. */
+static void command_finish(struct command *command)
+{
+    struct connection *conn = command->conn;
+    uint64_t of_budget = command->charged_bytes - command->reserve_bytes;
+
+    reply_release(&command->reply);
+    buffer_put(command->payload, command->payload_len);
+    if (of_budget > 0) {
+        budget_give(conn->service->bytes_in_flight, of_budget);
+    }
+    assert(conn->in_flight > 0 && conn->payload_bytes >= command->charged_bytes);
+    conn->in_flight--;
+    conn->accepted -= command->accepted;
+    conn->payload_bytes -= command->charged_bytes;
+    conn->reserve_bytes -= command->reserve_bytes;
+    command_recycle(conn->service, command);
+    wait_queue_wake_one(&conn->room);
+    if (conn->in_flight == 0) {
+        wait_queue_wake_all(&conn->idle);
+    }
+}
+
+static int command_take_buffer(struct command *command)
+{
+    command->payload = buffer_get((size_t)command->request.length);
+    if (!command->payload) {
+        return -ENOMEM;
+    }
+    command->payload_len = (size_t)command->request.length;
+    return 0;
+}
+
+static void command_drop_buffer(struct command *command)
+{
+    buffer_put(command->payload, command->payload_len);
+    command->payload = NULL;
+}
+
+/* ---- Sending ---- */
+
+static void drop_replies(struct connection *conn)
+{
+    struct list *link;
+
+    while ((link = list_pop_front(&conn->replies)) != NULL) {
+        command_finish(list_entry(link, struct command, link));
+    }
+}
+
+/* Moves replies from the queue to `batch`, their pieces to iov. Returns how many pieces. */
+static unsigned gather(struct connection *conn, struct list *batch, struct iovec *iov,
+                       size_t *bytes)
+{
+    unsigned count = 0;
+
+    *bytes = 0;
+    while (!list_empty(&conn->replies) && *bytes < BATCH_BYTES) {
+        struct command *command = list_entry(conn->replies.next, struct command, link);
+        const struct reply *reply = &command->reply;
+        if (count + reply->count > BATCH_PIECES_MAX) {
+            break;
+        }
+        memcpy(iov + count, reply->pieces, reply->count * sizeof(*iov));
+        count += reply->count;
+        *bytes += reply->total_bytes;
+        list_remove(&command->link);
+        list_push_back(batch, &command->link);
+    }
+    return count;
+}
+
+/* Sends one batch. Whether replies are left that found no place in it. */
+static bool co_send_batch(struct connection *conn)
+{
+    struct iovec iov[BATCH_PIECES_MAX];
+    struct list batch;
+    struct list *link;
+    size_t bytes;
+
+    list_init(&batch);
+    unsigned count = gather(conn, &batch, iov, &bytes);
+    bool more = !list_empty(&conn->replies);
+    conn->send_stalls_ns = connection_stall_time(conn, bytes);
+    int rc = conn->stream->ops->co_send(conn->stream, iov, (int)count, more);
+    conn->send_stalls_ns = 0;
+    if (rc < 0) {
+        connection_abort(conn, strerror(-rc));
+    }
+    while ((link = list_pop_front(&batch)) != NULL) {
+        command_finish(list_entry(link, struct command, link));
+    }
+    return more;
+}
+
+static void schedule_send(struct connection *conn);
+
+static void co_sender(void *arg)
+{
+    struct connection *conn = arg;
+    bool more = true;
+
+    while (more && !conn->aborted) {
+        more = co_send_batch(conn);
+    }
+    conn->sender_running = false;
+    if (conn->aborted) {
+        drop_replies(conn);
+    }
+    schedule_send(conn); /* what came during the last send leaves with the rest of this turn */
+    transmit_leave_if_drained(conn);
+    wait_queue_wake_all(&conn->idle);
+}
+
+static void start_sender(struct connection *conn)
+{
+    if (!conn->aborted) {
+        conn->sender_running = true;
+        if (coro_spawn(co_sender, conn, "nbd send") == 0) {
+            return;
+        }
+        conn->sender_running = false;
+        connection_abort(conn, "out of memory");
+    }
+    drop_replies(conn);
+    wait_queue_wake_all(&conn->idle);
+}
+
+static void on_turn_end(void *arg)
+{
+    struct nbd_service *service = arg;
+    struct list *link;
+
+    service->turn_end_asked = false;
+    while ((link = list_pop_front(&service->to_send)) != NULL) {
+        start_sender(list_entry(link, struct connection, send_link));
+    }
+}
+
+static void schedule_send(struct connection *conn)
+{
+    struct nbd_service *service = conn->service;
+
+    if (list_empty(&conn->replies) || conn->sender_running || list_linked(&conn->send_link)) {
+        return;
+    }
+    if (!service->at_end_of_turn) {
+        start_sender(conn);
+        return;
+    }
+    list_push_back(&service->to_send, &conn->send_link);
+    if (!service->turn_end_asked) {
+        service->turn_end_asked = true;
+        service->at_end_of_turn(service, on_turn_end, service);
+    }
+}
+
+/* The reply is built: off it goes. */
+static void command_queue_reply(struct command *command)
+{
+    struct connection *conn = command->conn;
+
+    if (conn->aborted) {
+        command_finish(command);
+        return;
+    }
+    list_push_back(&conn->replies, &command->link);
+    schedule_send(conn);
+}
+
+static void command_fail(struct command *command, uint32_t error, const char *text)
+{
+    struct connection *conn = command->conn;
+    const struct nbd_request *request = &command->request;
+
+    log_debug("client %s: %s at %llu, %llu bytes, flags 0x%x: error %u: %s", conn->stream->peer,
+              request_type_name(request->type), (unsigned long long)request->offset,
+              (unsigned long long)request->length, request->flags, error, text);
+    command_drop_buffer(command);
+    reply_error(&command->reply, request->cookie, conn->structured, error, text);
+    command_queue_reply(command);
+}
+
+/* ---- Running commands. Each returns 0 with the reply built, or -errno. ---- */
+
+static unsigned image_flags(const struct nbd_request *request)
+{
+    unsigned flags = 0;
+
+    flags |= request->flags & NBD_CMD_FLAG_FUA ? IMAGE_FUA : 0U;
+    flags |= request->flags & NBD_CMD_FLAG_NO_HOLE ? IMAGE_NO_HOLE : 0U;
+    flags |= request->flags & NBD_CMD_FLAG_FAST_ZERO ? IMAGE_FAST_ZERO : 0U;
+    return flags;
+}
+
+static int co_run_read(struct command *command, struct image *image)
+{
+    const struct nbd_request *request = &command->request;
+    struct reply *reply = &command->reply;
+    size_t len = (size_t)request->length;
+    bool structured = command->conn->structured;
+    bool want_holes = structured && !(request->flags & NBD_CMD_FLAG_DF);
+    struct read_holes holes;
+
+    int rc = command_take_buffer(command);
+    if (rc < 0) {
+        return rc;
+    }
+    holes.count = 0;
+    rc = image->ops->co_read(image, request->offset, command->payload, len,
+                             want_holes ? &holes : NULL);
+    if (rc < 0) {
+        return rc;
+    }
+    if (!structured) {
+        reply_read_simple(reply, request->cookie, command->payload, len);
+        return 0;
+    }
+    reply_read_structured(reply, request->cookie, request->offset, command->payload, len, &holes);
+    if (reply->count == 1) {
+        command_drop_buffer(command); /* one hole: there is no data to send */
+    }
+    return 0;
+}
+
+static int co_run_write(struct command *command, struct image *image)
+{
+    const struct nbd_request *request = &command->request;
+
+    int rc = image->ops->co_write(image, request->offset, command->payload, (size_t)request->length,
+                                  image_flags(request));
+    command_drop_buffer(command);
+    return rc;
+}
+
+static int co_run_flush(struct command *command, struct image *image)
+{
+    (void)command;
+    return image->read_only ? 0 : image->ops->co_flush(image);
+}
+
+static int co_run_trim(struct command *command, struct image *image)
+{
+    const struct nbd_request *request = &command->request;
+    return image->ops->co_trim(image, request->offset, request->length, image_flags(request));
+}
+
+static int co_run_zero(struct command *command, struct image *image)
+{
+    const struct nbd_request *request = &command->request;
+    return image->ops->co_zero(image, request->offset, request->length, image_flags(request));
+}
+
+static int co_run_status(struct command *command, struct image *image)
+{
+    const struct nbd_request *request = &command->request;
+    struct extent_list list = {.capacity = status_extent_capacity(request)};
+    size_t list_bytes = list.capacity * sizeof(struct extent);
+
+    list.extents = buffer_get(list_bytes);
+    if (!list.extents) {
+        return -ENOMEM;
+    }
+    int rc = image->ops->co_extents(image, request->offset, request->length, &list);
+    if (rc == 0) {
+        rc = reply_block_status(&command->reply, request->cookie, command->conn->meta_contexts,
+                                &list, request->flags & NBD_CMD_FLAG_REQ_ONE);
+    }
+    buffer_put(list.extents, list_bytes);
+    return rc;
+}
+
+static int co_run(struct command *command)
+{
+    struct image *image = command->conn->chosen->image;
+
+    switch (command->request.type) {
+    case NBD_CMD_READ:
+        return co_run_read(command, image);
+    case NBD_CMD_WRITE:
+        return co_run_write(command, image);
+    case NBD_CMD_FLUSH:
+        return co_run_flush(command, image);
+    case NBD_CMD_TRIM:
+        return co_run_trim(command, image);
+    case NBD_CMD_WRITE_ZEROES:
+        return co_run_zero(command, image);
+    case NBD_CMD_BLOCK_STATUS:
+        return co_run_status(command, image);
+    default:
+        abort(); /* decoded as good, and unknown: our own fault */
+    }
+}
+
+static bool has_content_reply(const struct nbd_request *request)
+{
+    return request->type == NBD_CMD_READ || request->type == NBD_CMD_BLOCK_STATUS;
+}
+
+static void co_command(void *arg)
+{
+    struct command *command = arg;
+    const struct nbd_request *request = &command->request;
+
+    int rc = co_run(command);
+    if (rc < 0) {
+        uint32_t error = reply_error_number(rc, request->flags & NBD_CMD_FLAG_FAST_ZERO);
+        command_fail(command, error, reply_error_text(error));
+        return;
+    }
+    if (!has_content_reply(request)) {
+        reply_simple(&command->reply, request->cookie, NBD_SUCCESS);
+    }
+    command_queue_reply(command);
+}
+
+/* ---- Reading requests ---- */
+
+/* Nothing to do: zero bytes, or CACHE, which is a hint that the page cache follows by itself. */
+static bool is_done_at_once(const struct nbd_request *request)
+{
+    return request->type == NBD_CMD_CACHE ||
+           (request->type != NBD_CMD_FLUSH && request->length == 0);
+}
+
+static void command_start(struct command *command)
+{
+    const struct nbd_request *request = &command->request;
+
+    if (request->error) {
+        command_fail(command, request->error, request->reason);
+    } else if (is_done_at_once(request)) {
+        if (request->type == NBD_CMD_READ && command->conn->structured) {
+            reply_none(&command->reply, request->cookie);
+        } else {
+            reply_simple(&command->reply, request->cookie, NBD_SUCCESS);
+        }
+        command_queue_reply(command);
+    } else if (coro_spawn(co_command, command, "nbd request") < 0) {
+        command_fail(command, NBD_ENOMEM, reply_error_text(NBD_ENOMEM));
+    }
+}
+
+/* Receives the payload, or drains it when the request is refused. False when the stream ended. */
+static bool co_receive_payload(struct command *command)
+{
+    struct connection *conn = command->conn;
+    struct nbd_request *request = &command->request;
+
+    if (!request->error && command_take_buffer(command) < 0) {
+        request->error = NBD_ENOMEM;
+        request->reason = reply_error_text(NBD_ENOMEM);
+    }
+    if (command->charged_bytes > command->reserve_bytes) {
+        conn->receive_stalls_ns = connection_stall_time(conn, request->payload_len);
+    }
+    int rc;
+    if (request->error) {
+        rc = co_input_skip(&conn->input, request->payload_len);
+    } else {
+        rc = co_input_read(&conn->input, command->payload, command->payload_len);
+    }
+    conn->receive_stalls_ns = 0;
+    if (rc < 0) {
+        log_debug("client %s: gone within the payload of a WRITE", conn->stream->peer);
+        return false;
+    }
+    return true;
+}
+
+/* Receives a header and decodes it. False when this was the last, for whatever reason. */
+static bool co_next_request(struct connection *conn, struct nbd_request *request)
+{
+    size_t header_bytes = request_header_bytes(&conn->rules);
+
+    if (conn->in_flight == 0) {
+        input_shrink(&conn->input);
+    }
+    int rc = co_input_need(&conn->input, header_bytes);
+    if (rc < 0) {
+        log_debug("client %s: gone without goodbye: %s", conn->stream->peer,
+                  rc == -ENODATA ? "end of stream" : strerror(-rc));
+        return false;
+    }
+    const uint8_t *header = input_bytes(&conn->input);
+    if (!request_decode(header, &conn->rules, request)) {
+        char shown[32];
+        connection_complain(conn, "no request begins with \"%s\": disconnected",
+                            err_sanitise(shown, sizeof(shown), header, 4));
+        return false;
+    }
+    input_take(&conn->input, header_bytes);
+    if (request->type == NBD_CMD_DISC) {
+        log_debug("client %s: left", conn->stream->peer);
+        return false;
+    }
+    if (conn->service->draining && !request->error) {
+        request->error = NBD_ESHUTDOWN;
+        request->reason = reply_error_text(NBD_ESHUTDOWN);
+    }
+    return true;
+}
+
+/* Takes one request in. False when reading is over. */
+static bool co_transmit_one(struct connection *conn)
+{
+    struct nbd_request request;
+
+    if (!co_next_request(conn, &request)) {
+        return false;
+    }
+    struct command *command = co_admit(conn, &request);
+    if (!command) {
+        return false;
+    }
+    if (request.hang_up) {
+        connection_complain(conn, "a WRITE of %llu bytes: disconnected",
+                            (unsigned long long)request.length);
+        command_start(command);
+        return false;
+    }
+    if (request.payload_len > 0 && !co_receive_payload(command)) {
+        command_finish(command);
+        return false;
+    }
+    command_start(command);
+    return true;
+}
+
+void co_transmit(struct connection *conn)
+{
+    transmit_leave_if_drained(conn);
+    while (!conn->aborted && co_transmit_one(conn)) {
+    }
+}
+
+void co_transmit_finish(struct connection *conn)
+{
+    while (conn->in_flight > 0 || conn->sender_running) {
+        co_wait(&conn->idle);
+    }
+}
+
+void transmit_leave_if_drained(struct connection *conn)
+{
+    if (conn->state == CONNECTION_TRANSMISSION && conn->service->draining && conn->accepted == 0 &&
+        !conn->sender_running) {
+        connection_abort(conn, "the server shuts down");
+    }
+}
