@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Making it durable. A commit is
+ *
+ *   snapshot     the dirty slices, L1 sectors and refcount table entries, in one step
+ *   first wave   refcount blocks, fsync: covers guest data (O2), counts (O1), blank new tables
+ *                [new refcount blocks: table entries, fsync; a table that moved: header, fsync]
+ *   second wave  L2 slices and L1 sectors, fsync
+ *   release      the quarantine of that snapshot (O3)
+ *
+ * Asked for by FLUSH, FUA, a timer, memory pressure and close; who asks while one runs shares the
+ * next. Without a dirty mapping it is one fsync.
+ */
+#ifndef QCOWD_QCOW2_COMMIT_H
+#define QCOWD_QCOW2_COMMIT_H
+
+#include <stdbool.h>
+
+struct qcow2;
+
+/*
+ * Everything that completed before the call is durable when it returns 0 (O4). -EIO: the image has
+ * failed, now or before (O8). May suspend.
+ */
+int co_commit(struct qcow2 *q);
+
+/*
+ * For close: commits until counts, too, are on disk and the quarantine is empty. No request may run.
+ */
+int co_commit_all(struct qcow2 *q);
+
+/* Whether mappings differ from the disk's. */
+bool commit_mapping_dirty(const struct qcow2 *q);
+
+/*
+ * Called before a request changes metadata: waits for a commit when dirty slices near their share of
+ * the cache, and makes sure that the timer runs. 0, or -EIO as co_commit(). May suspend.
+ */
+int co_commit_make_room(struct qcow2 *q);
+
+/* Arms the commit timer; call when something was made dirty. */
+void commit_arm_timer(struct qcow2 *q);
+
+#endif

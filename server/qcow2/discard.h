@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * TRIM and WRITE_ZEROES: mapping changes that move no data, worked off slice by slice so that a
+ * request of any length holds up only those who touch the piece at hand.
+ */
+#ifndef QCOWD_QCOW2_DISCARD_H
+#define QCOWD_QCOW2_DISCARD_H
+
+#include <stdint.h>
+
+#include "image.h"
+
+/* struct image_ops: co_zero and co_trim. */
+int co_qcow2_zero(struct image *image, uint64_t offset, uint64_t len, unsigned flags);
+int co_qcow2_trim(struct image *image, uint64_t offset, uint64_t len, unsigned flags);
+
+#endif

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The running image: what the rooms of the engine share. A request's way through them:
+ *
+ *   read.c   map -> disk (or inflate, or the backing chain)
+ *   write.c  table (hold) -> map -> [in place] disk
+ *                                -> [new] alloc -> disk (head + data + tail) -> map (publish)
+ *   discard.c  table (hold) -> map (publish zero) -> quarantine
+ *   commit.c   slices and tables to disk in two waves -> quarantine (release) -> alloc
+ *
+ * The laws (O1..O10) are those of the README; each is marked where it is kept. What never happens
+ * here: metadata I/O on the write path, a wait for a request that touches no common cluster, a read
+ * that waits for a writer.
+ */
+#ifndef QCOWD_QCOW2_ENGINE_H
+#define QCOWD_QCOW2_ENGINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/errtext.h"
+#include "image.h"
+#include "io/world.h"
+#include "qcow2/alloc.h"
+#include "qcow2/geometry.h"
+#include "qcow2/header.h"
+#include "qcow2/metamap.h"
+#include "qcow2/qcow2.h"
+#include "qcow2/quarantine.h"
+#include "qcow2/slices.h"
+#include "sched/sync.h"
+#include "sched/table.h"
+
+/* Inflated clusters kept for the next small read. */
+#define INFLATED_MAX 4U
+struct inflated {
+    uint64_t descriptor; /* 0: empty */
+    uint64_t last_used;
+    uint8_t *bytes;
+};
+
+struct commit_state {
+    bool running;
+    uint64_t started; /* commits that took their snapshot */
+    uint64_t finished;
+    struct wait_queue done;
+    struct world_timer timer;
+    bool timer_armed;
+};
+
+/* The refcount table in memory; entries beyond what the disk's table holds make a commit move it. */
+struct reftable {
+    uint64_t *entries; /* host offset of each refcount block; 0: none */
+    uint64_t count;    /* entries in memory */
+    uint64_t capacity;
+    uint64_t dirty_first; /* entries to write, [first, end); empty when equal */
+    uint64_t dirty_end;
+    struct co_mutex lock; /* making a refcount block */
+};
+
+struct l1_table {
+    uint64_t *entries;
+    uint32_t count;
+    uint8_t *dirty_sectors; /* one byte for each 512 bytes of the table */
+    bool dirty;
+    struct co_mutex lock; /* making or copying an L2 table */
+};
+
+struct qcow2 {
+    struct image image; /* first: the two are cast into each other */
+    struct world *world;
+    struct disk *disk;
+    struct header header;
+    struct geometry geo; /* header.geo, one step nearer */
+    char *path;
+    struct qcow2_open_options options;
+
+    /* The next layer down: at most one of the two. Owned. */
+    struct qcow2 *backing;
+    struct image *backing_raw;
+
+    struct request_table *table;
+    struct slice_cache cache;
+    struct l1_table l1;
+    struct reftable reftable;
+    struct metamap metamap; /* writable images only */
+    struct alloc alloc;
+    struct quarantine quarantine;
+    struct commit_state commit;
+    struct budget changers;   /* bounds slices that requests in progress may still dirty */
+    struct budget copy_bytes; /* bounds buffers of copy on write */
+    struct group background;
+    struct co_mutex header_lock;
+
+    struct inflated inflated[INFLATED_MAX];
+    uint64_t inflated_clock;
+
+    int failed; /* O8: the errno of the first failed metadata write or fsync */
+    bool corrupt_marked;
+    unsigned corrupt_logged;
+    bool closing;
+};
+
+static inline struct qcow2 *qcow2_of(struct image *image)
+{
+    return (struct qcow2 *)(void *)image;
+}
+
+/*
+ * O8: the first failure of a metadata write or fsync ends all changes. Logs it, keeps it, and returns
+ * -EIO. `what` completes "...: <what>: <errno text>".
+ */
+int engine_fail(struct qcow2 *q, int errno_value, const char *what);
+
+/*
+ * O10: the image is damaged where a request came by. Logs (rate limited), marks the image corrupt on
+ * disk in the background if it is writable, and returns -EIO for that request.
+ */
+/* The log line alone, for damaged guest data. */
+void engine_log_damage(struct qcow2 *q, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+int engine_corrupt(struct qcow2 *q, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* First byte past everything that may be referenced in the file: its end, or what was reserved. */
+static inline uint64_t engine_host_end(const struct qcow2 *q)
+{
+    uint64_t file_end = round_up_to(q->disk->size_bytes, q->geo.cluster_bytes);
+    uint64_t reserved_end = q->alloc.append_next << q->geo.cluster_bits;
+    return MAX_OF(file_end, reserved_end);
+}
+
+#endif

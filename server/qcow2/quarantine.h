@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * O3: freed clusters on their way to being free. A cluster enters when a mapping change in memory
+ * drops it; it leaves when that change is durable (the commit that took it has finished) and every
+ * request that was running when it entered has finished (it may still read or write there). Only then
+ * is it punched, counted down and made allocatable, in this order: while its count is 1 nobody can
+ * claim it, so nobody's new data is punched.
+ */
+#ifndef QCOWD_QCOW2_QUARANTINE_H
+#define QCOWD_QCOW2_QUARANTINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/list.h"
+
+struct qcow2;
+
+struct quarantined {
+    uint64_t first; /* host cluster */
+    uint64_t count;
+    uint64_t commit; /* released once this many commits have finished */
+    uint64_t number; /* and no request older than this is running */
+};
+
+struct quarantine {
+    struct quarantined *ring; /* oldest at head; power-of-two capacity */
+    uint64_t capacity;
+    uint64_t head;
+    uint64_t tail;
+    bool releasing;
+};
+
+void quarantine_init(struct quarantine *quarantine);
+void quarantine_free(struct quarantine *quarantine);
+
+/*
+ * Takes in clusters whose mapping has just been dropped in memory. Call in the same step as the
+ * mapping change. Cannot fail: without memory the clusters leak, with a log line.
+ */
+void quarantine_add(struct qcow2 *q, uint64_t first, uint64_t count);
+
+/* Starts releasing in the background if the oldest entry may go. Does not suspend. */
+void quarantine_kick(struct qcow2 *q);
+
+bool quarantine_empty(const struct quarantine *quarantine);
+
+#endif

@@ -1,0 +1,492 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * A write takes its whole range once: shared if all of it can be written in place, exclusive if any
+ * cluster's mapping must change (O5). What was looked up to choose is only a hint; under the hold it
+ * is looked up again (O7).
+ */
+#include "qcow2/write.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/uio.h>
+
+#include "qcow2/alloc.h"
+#include "qcow2/commit.h"
+#include "qcow2/engine.h"
+#include "qcow2/map.h"
+#include "qcow2/read.h"
+
+static bool in_place(const struct mapping *mapping)
+{
+    return mapping->kind == MAPPING_DATA && mapping->copied;
+}
+
+/* O10: guest bytes never land on metadata, whatever an L2 entry says. */
+static int check_not_metadata(struct qcow2 *q, host_off host, uint64_t len)
+{
+    uint64_t first = host_cluster_index(&q->geo, host);
+    uint64_t last = host_cluster_index(&q->geo, (host_off){host.bytes + len - 1});
+    uint64_t hit = metamap_first_in(&q->metamap, first, last - first + 1);
+    if (hit > last) {
+        return 0;
+    }
+    return engine_corrupt(q, "an L2 entry names cluster %#llx for guest data, which holds metadata",
+                          (unsigned long long)hit << q->geo.cluster_bits);
+}
+
+static int co_write_mapped(struct qcow2 *q, const struct mapping *mapping, const uint8_t *buf)
+{
+    int ret = check_not_metadata(q, mapping->host, mapping->len);
+    if (ret < 0) {
+        return ret;
+    }
+    return co_disk_write(q->disk, mapping->host.bytes, buf, (size_t)mapping->len);
+}
+
+/* Writes from the start of the range as far as it is in place. *done: how far that was. */
+static int co_write_in_place(struct qcow2 *q, guest_off guest, const uint8_t *buf, size_t len,
+                             size_t *done)
+{
+    *done = 0;
+    while (*done < len) {
+        struct mapping mapping;
+        int ret = co_map(q, (guest_off){guest.bytes + *done}, len - *done, &mapping);
+        if (ret < 0) {
+            return ret;
+        }
+        if (!in_place(&mapping)) {
+            return 0;
+        }
+        ret = co_write_mapped(q, &mapping, buf + *done);
+        if (ret < 0) {
+            return ret;
+        }
+        *done += (size_t)mapping.len;
+    }
+    return 0;
+}
+
+/* Head and tail of a copy on write, around the guest's bytes. */
+struct padding {
+    guest_off start; /* of the head; the data's own start when there is none */
+    guest_off end;   /* of the tail */
+    size_t head_len;
+    size_t tail_len;
+    uint8_t *head;
+    uint8_t *tail;
+};
+
+static void padding_free(struct qcow2 *q, struct padding *padding)
+{
+    budget_give(&q->copy_bytes, padding->head_len + padding->tail_len);
+    free(padding->head);
+    free(padding->tail);
+}
+
+/*
+ * Fills head [start, data) and tail [data end, end). O6: both lie inside the run that is being
+ * written and held, never in a neighbour. Leaves out what reads as zeroes when the new bytes do, too.
+ */
+static int co_padding_fill(struct qcow2 *q, guest_off data, size_t len, bool reads_zero,
+                           struct padding *padding)
+{
+    guest_off data_end = {data.bytes + len};
+    size_t head_len = (size_t)(data.bytes - padding->start.bytes);
+    size_t tail_len = (size_t)(padding->end.bytes - data_end.bytes);
+    bool zero;
+    int ret;
+
+    if (reads_zero && head_len > 0) {
+        ret = co_reads_zero(q, padding->start, head_len, &zero);
+        if (ret < 0) {
+            return ret;
+        }
+        head_len = zero ? 0 : head_len;
+    }
+    if (reads_zero && tail_len > 0) {
+        ret = co_reads_zero(q, data_end, tail_len, &zero);
+        if (ret < 0) {
+            return ret;
+        }
+        tail_len = zero ? 0 : tail_len;
+    }
+    if (head_len + tail_len == 0) {
+        return 0;
+    }
+    co_budget_take(&q->copy_bytes, head_len + tail_len);
+    padding->head_len = head_len;
+    padding->tail_len = tail_len;
+    padding->head = malloc(MAX_OF(head_len, 1U));
+    padding->tail = malloc(MAX_OF(tail_len, 1U));
+    if (!padding->head || !padding->tail) {
+        return -ENOMEM;
+    }
+    if (head_len > 0) {
+        ret = co_read_for_copy(q, padding->start, padding->head, head_len);
+        if (ret < 0) {
+            return ret;
+        }
+    }
+    if (tail_len > 0) {
+        return co_read_for_copy(q, data_end, padding->tail, tail_len);
+    }
+    return 0;
+}
+
+/* One I/O: head, data, tail. `host` is where the data goes. */
+static int co_write_padded(struct qcow2 *q, const struct padding *padding, host_off host,
+                           const uint8_t *buf, size_t len)
+{
+    struct iovec iov[3];
+    int count = 0;
+
+    if (padding->head_len > 0) {
+        iov[count++] = (struct iovec){padding->head, padding->head_len};
+    }
+    iov[count++] = (struct iovec){(void *)(uintptr_t)buf, len};
+    if (padding->tail_len > 0) {
+        iov[count++] = (struct iovec){padding->tail, padding->tail_len};
+    }
+    return q->disk->ops->co_write(q->disk, host.bytes - padding->head_len, iov, count);
+}
+
+/* The bits of the subclusters of the cluster at `cluster` that [start, end) covers. */
+static uint64_t subclusters_in(const struct geometry *geo, guest_off cluster, guest_off start,
+                               guest_off end)
+{
+    uint64_t from = MAX_OF(start.bytes, cluster.bytes) - cluster.bytes;
+    uint64_t to = MIN_OF(end.bytes, cluster.bytes + geo->cluster_bytes) - cluster.bytes;
+    uint64_t first = from >> geo->subcluster_bits;
+    uint64_t count = div_round_up(to, geo->subcluster_bytes) - first;
+    return ((1ULL << count) - 1) << first;
+}
+
+/*
+ * Publishes a write into host clusters that are there already: the subclusters become allocated, a
+ * zero flag goes. One step after the last wait.
+ */
+static int co_publish_filled(struct qcow2 *q, guest_off start, guest_off end)
+{
+    struct slice *slice;
+    uint32_t index;
+    int ret = co_map_change(q, start, &slice, &index);
+    if (ret < 0) {
+        return ret;
+    }
+    for (guest_off at = {round_down_to(start.bytes, q->geo.cluster_bytes)}; at.bytes < end.bytes;
+         at.bytes += q->geo.cluster_bytes) {
+        struct l2_entry entry = l2_entry_get(&q->geo, slice->bytes, index);
+        if (q->geo.extended_l2) {
+            uint64_t bits = subclusters_in(&q->geo, at, start, end);
+            entry.bitmap = (entry.bitmap | bits) & ~(bits << 32);
+        } else {
+            entry.descriptor &= ~QCOW2_ZERO;
+        }
+        l2_entry_set(&q->geo, slice->bytes, index, entry);
+        index++;
+    }
+    return 0;
+}
+
+/*
+ * Writes where clusters of our own stand, but the bytes around are not theirs: behind a zero flag, or
+ * in subclusters not allocated yet. `mapping` starts at `guest`.
+ */
+static int co_write_into_own(struct qcow2 *q, guest_off guest, const uint8_t *buf,
+                             const struct mapping *mapping)
+{
+    uint64_t unit = q->geo.subcluster_bytes;
+    size_t len = (size_t)mapping->len;
+    struct padding padding = {
+        .start = {round_down_to(guest.bytes, unit)},
+        .end = {round_up_to(guest.bytes + len, unit)},
+    };
+    host_off host = {mapping->host.bytes - (guest.bytes - padding.start.bytes)};
+
+    int ret = check_not_metadata(q, host, padding.end.bytes - padding.start.bytes);
+    if (ret < 0) {
+        return ret;
+    }
+    /* The entry's slice is in our own table already, unless a snapshot shares the table. */
+    ret = co_map_prepare(q, guest);
+    if (ret < 0) {
+        return ret;
+    }
+    ret = co_padding_fill(q, guest, len, false, &padding);
+    if (ret == 0) {
+        ret = co_write_padded(q, &padding, mapping->host, buf, len);
+    }
+    if (ret == 0) {
+        ret = co_publish_filled(q, padding.start, padding.end);
+    }
+    padding_free(q, &padding);
+    return ret;
+}
+
+/* A run of clusters that all need a new place. */
+struct new_run {
+    guest_off start; /* cluster aligned */
+    uint64_t clusters;
+    host_off host;
+    bool reads_zero;
+};
+
+/* The entry of one cluster whose table exists, checked. */
+static int co_entry_at(struct qcow2 *q, guest_off guest, enum entry_class *entry_class)
+{
+    struct slice *slice;
+    uint32_t index;
+    int ret = co_map_slice(q, guest, &slice, &index);
+    if (ret < 0) {
+        return ret;
+    }
+    return map_entry_class(q, guest, l2_entry_get(&q->geo, slice->bytes, index), entry_class);
+}
+
+static bool needs_new_cluster(struct l2_entry entry, enum entry_class entry_class)
+{
+    return entry_class != ENTRY_STANDARD || !(entry.descriptor & QCOW2_COPIED);
+}
+
+/*
+ * How many clusters from the one of `guest` on, up to the end of the request and of the slice, need a
+ * new place. At least one: the caller has seen the first.
+ */
+static int co_measure_run(struct qcow2 *q, guest_off guest, size_t len, struct new_run *run)
+{
+    struct slice *slice;
+    uint32_t index;
+    int ret = co_map_slice(q, guest, &slice, &index);
+    if (ret < 0) {
+        return ret;
+    }
+    uint64_t end = guest.bytes + len;
+    run->start.bytes = round_down_to(guest.bytes, q->geo.cluster_bytes);
+    run->clusters = 0;
+    for (guest_off at = run->start; at.bytes < end && index < q->geo.slice_l2_entries;
+         at.bytes += q->geo.cluster_bytes, index++) {
+        struct l2_entry entry = l2_entry_get(&q->geo, slice->bytes, index);
+        enum entry_class entry_class;
+        ret = map_entry_class(q, at, entry, &entry_class);
+        if (ret < 0 || !needs_new_cluster(entry, entry_class)) {
+            break;
+        }
+        run->clusters++;
+    }
+    return run->clusters > 0 ? 0 : ret;
+}
+
+/*
+ * Where the padding of a run begins and ends (O6: computed from the new run alone). A cluster that
+ * holds data elsewhere moves whole; an empty one is filled by subclusters.
+ */
+static int co_padding_measure(struct qcow2 *q, const struct new_run *run, guest_off data,
+                              size_t len, struct padding *padding)
+{
+    guest_off run_end = {run->start.bytes + (run->clusters << q->geo.cluster_bits)};
+    guest_off last = {run_end.bytes - q->geo.cluster_bytes};
+    guest_off data_end = {data.bytes + len};
+    enum entry_class entry_class;
+
+    int ret = co_entry_at(q, run->start, &entry_class);
+    if (ret < 0) {
+        return ret;
+    }
+    bool first_whole = entry_class != ENTRY_EMPTY;
+    ret = co_entry_at(q, last, &entry_class);
+    if (ret < 0) {
+        return ret;
+    }
+    bool last_whole = entry_class != ENTRY_EMPTY;
+    uint64_t unit = q->geo.subcluster_bytes;
+    padding->start.bytes = first_whole ? run->start.bytes : round_down_to(data.bytes, unit);
+    padding->end.bytes = last_whole ? run_end.bytes : round_up_to(data_end.bytes, unit);
+    return 0;
+}
+
+/*
+ * The new clusters become the guest's, what they replace goes into the quarantine (O3). One step after
+ * the last wait.
+ */
+static int co_publish_new(struct qcow2 *q, const struct new_run *run, const struct padding *padding)
+{
+    struct slice *slice;
+    uint32_t index;
+    int ret = co_map_change(q, run->start, &slice, &index);
+    if (ret < 0) {
+        return ret;
+    }
+    for (uint64_t i = 0; i < run->clusters; i++) {
+        uint64_t in_run = i << q->geo.cluster_bits;
+        guest_off at = {run->start.bytes + in_run};
+        struct l2_entry old = l2_entry_get(&q->geo, slice->bytes, index + (uint32_t)i);
+        struct l2_entry fresh = {l2_descriptor((host_off){run->host.bytes + in_run}), 0};
+        if (q->geo.extended_l2) {
+            uint64_t bits = subclusters_in(&q->geo, at, padding->start, padding->end);
+            uint64_t still_zero = (old.descriptor & QCOW2_COMPRESSED) ? 0 : old.bitmap >> 32;
+            fresh.bitmap = bits | (still_zero & ~bits) << 32;
+        }
+        map_retire_entry(q, old);
+        l2_entry_set(&q->geo, slice->bytes, index + (uint32_t)i, fresh);
+    }
+    return 0;
+}
+
+/* Fills and publishes an allocated run. Nothing is published when it fails. */
+static int co_fill_run(struct qcow2 *q, const struct new_run *run, guest_off guest,
+                       const uint8_t *buf, size_t len)
+{
+    struct padding padding = {0};
+    host_off host = {run->host.bytes + (guest.bytes - run->start.bytes)};
+
+    int ret = co_padding_measure(q, run, guest, len, &padding);
+    if (ret == 0) {
+        ret = co_padding_fill(q, guest, len, run->reads_zero, &padding);
+    }
+    if (ret == 0) {
+        ret = co_write_padded(q, &padding, host, buf, len);
+    }
+    if (ret == 0) {
+        ret = co_publish_new(q, run, &padding);
+    }
+    padding_free(q, &padding);
+    return ret;
+}
+
+/* Writes as much of the range as one new run takes; *done says how much that was. */
+static int co_write_new(struct qcow2 *q, guest_off guest, const uint8_t *buf, size_t len,
+                        size_t *done)
+{
+    struct new_run run;
+    uint64_t first;
+
+    int ret = co_map_prepare(q, guest);
+    if (ret < 0) {
+        return ret;
+    }
+    ret = co_measure_run(q, guest, len, &run);
+    if (ret < 0) {
+        return ret;
+    }
+    ret = co_alloc(q, run.clusters, &first, &run.clusters, &run.reads_zero);
+    if (ret < 0) {
+        return ret;
+    }
+    run.host = host_cluster_start(&q->geo, first);
+    uint64_t run_end = run.start.bytes + (run.clusters << q->geo.cluster_bits);
+    size_t part = (size_t)(MIN_OF(guest.bytes + len, run_end) - guest.bytes);
+    ret = co_fill_run(q, &run, guest, buf, part);
+    if (ret < 0) {
+        co_alloc_undo(q, first, run.clusters);
+        return ret;
+    }
+    *done = part;
+    return 0;
+}
+
+int co_write_held(struct qcow2 *q, guest_off guest, const uint8_t *buf, size_t len)
+{
+    while (len > 0) {
+        struct mapping mapping;
+        int ret = co_commit_make_room(q);
+        if (ret < 0) {
+            return ret;
+        }
+        ret = co_map(q, guest, len, &mapping);
+        if (ret < 0) {
+            return ret;
+        }
+        size_t done = (size_t)mapping.len;
+        if (in_place(&mapping)) {
+            ret = co_write_mapped(q, &mapping, buf);
+        } else if (mapping.has_host && mapping.copied) {
+            ret = co_write_into_own(q, guest, buf, &mapping);
+        } else {
+            ret = co_write_new(q, guest, buf, len, &done);
+        }
+        if (ret < 0) {
+            return ret;
+        }
+        guest.bytes += done;
+        buf += done;
+        len -= done;
+    }
+    return 0;
+}
+
+static int co_all_in_place(struct qcow2 *q, guest_off guest, size_t len, bool *all)
+{
+    *all = true;
+    for (size_t done = 0; done < len && *all;) {
+        struct mapping mapping;
+        int ret = co_map(q, (guest_off){guest.bytes + done}, len - done, &mapping);
+        if (ret < 0) {
+            return ret;
+        }
+        *all = in_place(&mapping);
+        done += (size_t)mapping.len;
+    }
+    return 0;
+}
+
+static int co_write_request(struct qcow2 *q, guest_off guest, const uint8_t *buf, size_t len)
+{
+    uint64_t start = round_down_to(guest.bytes, q->geo.cluster_bytes);
+    uint64_t end = round_up_to(guest.bytes + len, q->geo.cluster_bytes);
+    struct hold *hold;
+    bool all;
+
+    int ret = co_all_in_place(q, guest, len, &all);
+    if (ret < 0) {
+        return ret;
+    }
+    if (all) {
+        size_t done;
+        ret = co_hold(q->table, HOLD_SHARED, start, end - start, &hold); /* O5 */
+        if (ret < 0) {
+            return ret;
+        }
+        ret = co_write_in_place(q, guest, buf, len, &done);
+        hold_release(hold);
+        if (ret < 0 || done == len) {
+            return ret;
+        }
+        /* A discard came between look-up and hold: the rest needs the exclusive way. */
+        guest.bytes += done;
+        buf += done;
+        len -= done;
+        start = round_down_to(guest.bytes, q->geo.cluster_bytes);
+    }
+    ret = co_hold(q->table, HOLD_EXCLUSIVE, start, end - start, &hold); /* O5 */
+    if (ret < 0) {
+        return ret;
+    }
+    co_budget_take(&q->changers, 1);
+    ret = co_write_held(q, guest, buf, len);
+    budget_give(&q->changers, 1);
+    hold_release(hold);
+    return ret;
+}
+
+int co_qcow2_write(struct image *image, uint64_t offset, const void *buf, size_t len,
+                   unsigned flags)
+{
+    struct qcow2 *q = qcow2_of(image);
+    struct request request;
+
+    assert(range_inside(offset, len, image->size_bytes) && len > 0);
+    if (image->read_only) {
+        return -EROFS;
+    }
+    if (q->failed) {
+        return -EIO; /* O8 */
+    }
+    request_enter(q->table, &request);
+    int ret = co_write_request(q, (guest_off){offset}, buf, len);
+    request_leave(q->table, &request);
+    if (ret == 0 && (flags & IMAGE_FUA)) {
+        ret = co_commit(q); /* O4 */
+    }
+    return ret;
+}
