@@ -36,7 +36,7 @@ struct coro *coro_self(void);
 void co_suspend(void);
 
 /* To the end of the ready list: everything that is ready runs first. */
-void co_yield(void);
+void co_yield (void);
 
 /*
  * Puts a suspended coroutine on the ready list. Asserts that it is suspended and not woken yet: one
@@ -49,6 +49,12 @@ void coro_wake(struct coro *coro);
  * driver's stack only. Returns whether any ran.
  */
 bool coro_run_ready(void);
+
+/*
+ * As coro_run_ready(), but comes back after `most` resumptions (> 0), so that coroutines that keep
+ * each other busy do not keep a loop from its timers, signals and completions.
+ */
+bool coro_run_some(unsigned most);
 
 /* Whether the ready list is non-empty. */
 bool coro_any_ready(void);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * The ring loop: one thread's io_uring, timers, worker completions and signals, driving that thread's
- * coroutines. A turn: run the ready list until it is empty, run the turn hooks (they send what the
- * turn produced), submit, wait, reap completions into the ready list. One submission system call a
- * turn, and none at all when a turn queued nothing.
+ * The ring loop: one thread's io_uring, timers, worker completions and signals, driving that
+ * thread's coroutines. A turn: run the ready list until it is empty, run the turn hooks (they send
+ * what the turn produced), submit, wait, reap completions into the ready list. One submission
+ * system call a turn, and none at all when a turn queued nothing.
  */
 #ifndef QCOWD_SCHED_LOOP_H
 #define QCOWD_SCHED_LOOP_H
@@ -21,8 +21,9 @@ struct io_uring_sqe;
 struct coro;
 
 /*
- * Sets up the ring of this thread. -ENOSYS, -EPERM (io_uring switched off: kernel.io_uring_disabled,
- * a container's seccomp profile), -ENOMEM: err says what to change. One loop a thread.
+ * Sets up the ring of this thread. -ENOSYS, -EPERM (io_uring switched off:
+ * kernel.io_uring_disabled, a container's seccomp profile), -ENOMEM: err says what to change. One
+ * loop a thread.
  */
 int loop_create(struct loop **out, struct errtext *err);
 /* Nothing may be pending. NULL is fine. */
@@ -36,7 +37,8 @@ void loop_stop(struct loop *loop);
 int loop_run_coroutine(struct loop *loop, void (*fn)(void *arg), void *arg);
 
 /*
- * One ring operation. The submitter keeps it in place (on its coroutine's stack) until it completes.
+ * One ring operation. The submitter keeps it in place (on its coroutine's stack) until it
+ * completes.
  */
 struct loop_op {
     struct coro *waiter;
@@ -46,9 +48,9 @@ struct loop_op {
 };
 
 /*
- * A submission entry tied to op, for io_uring_prep_*(); submits what is queued when the ring is full.
- * The caller prepares it at once and then calls co_loop_wait(). Does not suspend. The prep helpers of
- * liburing clear user_data, so call loop_sqe_attach() after them.
+ * A submission entry tied to op, for io_uring_prep_*(); submits what is queued when the ring is
+ * full. The caller prepares it at once and then calls co_loop_wait(). Does not suspend. The prep
+ * helpers of liburing clear user_data, so call loop_sqe_attach() after them.
  */
 struct io_uring_sqe *loop_sqe(struct loop *loop);
 void loop_sqe_attach(struct io_uring_sqe *sqe, struct loop_op *op);
@@ -67,8 +69,8 @@ void loop_schedule_hook(struct loop *loop, struct turn_hook *hook); /* no-op whe
 void loop_unschedule_hook(struct turn_hook *hook);
 
 /*
- * Calls fn on the loop's stack for each of these signals, from signalfd; blocks them for the process's
- * threads made later. Once a loop.
+ * Calls fn on the loop's stack for each of these signals, from signalfd; blocks them for the
+ * process's threads made later. Once a loop.
  */
 int loop_watch_signals(struct loop *loop, const sigset_t *signals,
                        void (*fn)(void *arg, int signal_number), void *arg);

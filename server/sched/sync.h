@@ -11,6 +11,8 @@
 
 #include "base/list.h"
 
+struct coro;
+
 /* A queue of suspended coroutines. */
 struct wait_queue {
     struct list waiters;
@@ -22,6 +24,18 @@ void co_wait(struct wait_queue *queue);
 /* Both return how many were woken; neither suspends. */
 unsigned wait_queue_wake_one(struct wait_queue *queue);
 unsigned wait_queue_wake_all(struct wait_queue *queue);
+
+/*
+ * The two halves of co_wait(), for waits that something else (a timer) may end too: the running
+ * coroutine joins with a waiter on its own stack and suspends; waiter_quit() takes a waiter out and
+ * wakes its coroutine. It returns false, and does nothing, when the queue has woken it already.
+ */
+struct waiter {
+    struct list link;
+    struct coro *coro;
+};
+void wait_queue_join(struct wait_queue *queue, struct waiter *waiter);
+bool waiter_quit(struct waiter *waiter);
 
 /* Mutual exclusion across suspension points. Handed over to the longest waiter on unlock. */
 struct co_mutex {
@@ -41,12 +55,13 @@ struct group {
 
 void group_init(struct group *group);
 void group_enter(struct group *group);
-void group_leave(struct group *group); /* wakes the waiters at zero */
+void group_leave(struct group *group);   /* wakes the waiters at zero */
 void co_group_wait(struct group *group); /* returns at once at zero */
 
 /*
- * A budget of units (bytes, requests). co_budget_take() waits, first come first served, until `units`
- * fit under the total; a request larger than the total is admitted alone, so it cannot starve.
+ * A budget of units (bytes, requests). co_budget_take() waits, first come first served, until
+ * `units` fit under the total; a request larger than the total is admitted alone, so it cannot
+ * starve.
  */
 struct budget {
     uint64_t total;

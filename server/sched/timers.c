@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * Pairing heap: starting a timer is O(1), stopping and popping O(log n) amortised. Most timers are
- * stopped before they fire (grace times, hand-shake limits), which the heap makes cheap. Merging is a
- * loop, never a recursion: the number of timers is as large as the number of connections.
+ * stopped before they fire (grace times, hand-shake limits), which the heap makes cheap. Merging is
+ * a loop, never a recursion: the number of timers is as large as the number of connections.
  */
 #include "sched/timers.h"
 
@@ -28,7 +28,8 @@ static struct world_timer *meld(struct world_timer *a, struct world_timer *b)
     return parent;
 }
 
-/* Melds a row of siblings into one tree: in pairs on the way there, all together on the way back. */
+/* Melds a row of siblings into one tree: in pairs on the way there, all together on the way back.
+ */
 static struct world_timer *meld_siblings(struct world_timer *first)
 {
     struct world_timer *pairs = NULL; /* linked through next, the last pair first */

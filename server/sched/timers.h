@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Timers ordered by deadline, and first started first fired among equals, so that a simulated run is
- * the same on every machine. A pairing heap threaded through the timers themselves: starting one
+ * Timers ordered by deadline, and first started first fired among equals, so that a simulated run
+ * is the same on every machine. A pairing heap threaded through the timers themselves: starting one
  * allocates nothing and so cannot fail.
  */
 #ifndef QCOWD_SCHED_TIMERS_H
