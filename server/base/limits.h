@@ -37,6 +37,8 @@
 #define LIMIT_SNAPSHOTS            65536U
 #define LIMIT_SNAPSHOT_TABLE_BYTES (64ULL * MIB)
 #define LIMIT_BACKING_NAME_BYTES   1023U
+/* What checking one image may hold in memory: about 4 bytes for each host cluster in use. */
+#define LIMIT_CHECK_BYTES (4ULL * GIB)
 /* Images in one backing chain. */
 #define LIMIT_CHAIN_DEPTH 200U
 

@@ -48,8 +48,8 @@ struct check_options {
  * rebuild writes new refcount blocks and table into free space past the end, flushes, then switches the
  * header. Repair all also corrects COPIED flags, and clears the dirty and corrupt bits once nothing
  * corrupt is left. Entries that point nowhere sane are reported and left (reads of them give EIO),
- * unless they can be zeroed without losing data. May suspend. Memory: about 2 bytes for each host
- * cluster in use (two-level; a sparse or lying file costs nothing).
+ * unless they can be zeroed without losing data. May suspend. Memory: about 4 bytes for each host
+ * cluster in use (two-level; a sparse or lying file costs nothing), at most LIMIT_CHECK_BYTES.
  */
 int co_qcow2_check(struct disk *disk, struct header *header, const struct check_options *options,
                    struct check_result *result, struct errtext *err);
