@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <unistd.h>
 
 #include "base/check.h"
 #include "io/disk_real.h"
@@ -81,6 +82,12 @@ static int co_real_disk_open(struct world *world, const char *path, unsigned fla
     return co_disk_real_open(world, real->loop, &real->open_disks, path, flags, out, err);
 }
 
+static int real_remove(struct world *world, const char *path)
+{
+    (void)world;
+    return unlink(path) < 0 ? -errno : 0;
+}
+
 static const struct world_ops real_ops = {
     .now_ns = real_now_ns,
     .random64 = real_random64,
@@ -88,6 +95,7 @@ static const struct world_ops real_ops = {
     .timer_stop = real_timer_stop,
     .co_work = co_real_work,
     .co_disk_open = co_real_disk_open,
+    .remove = real_remove,
 };
 
 struct world *world_real_create(struct loop *loop)

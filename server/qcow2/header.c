@@ -43,6 +43,7 @@ struct reader {
     uint64_t file_end_bytes; /* the file's size, up to the end of its last cluster */
     uint64_t backing_offset; /* 0: none */
     uint32_t backing_len;
+    uint32_t snapshot_count; /* as named; the header's own counts those taken */
 };
 
 static int refuse_number(struct reader *reader, int errno_value, const char *field, uint64_t value,
@@ -187,7 +188,7 @@ static int take_fixed_fields(struct reader *reader, const struct qcow2_disk_head
     header->reftable_offset.bytes = get_be64(raw->refcount_table_offset.bytes);
     header->reftable_clusters = get_be32(raw->refcount_table_clusters.bytes);
     header->snapshots_offset.bytes = get_be64(raw->snapshots_offset.bytes);
-    header->snapshot_count = get_be32(raw->nb_snapshots.bytes);
+    reader->snapshot_count = get_be32(raw->nb_snapshots.bytes);
     reader->backing_offset = get_be64(raw->backing_file_offset.bytes);
     reader->backing_len = get_be32(raw->backing_file_size.bytes);
     return take_size(reader, get_be64(raw->size.bytes), refcount_order, cluster_bits);
@@ -585,9 +586,8 @@ static int co_walk_snapshots(struct reader *reader, struct snapshot_window *wind
 static int co_take_snapshots(struct reader *reader)
 {
     struct header *header = reader->header;
-    uint32_t count = header->snapshot_count;
+    uint32_t count = reader->snapshot_count;
 
-    header->snapshot_count = 0;
     if (count == 0) {
         return 0;
     }

@@ -318,6 +318,18 @@ int co_map_change(struct qcow2 *q, guest_off guest, struct slice **slice, uint32
     return ret;
 }
 
+/* O10: an entry that names metadata as guest data must not free it. */
+static void retire(struct qcow2 *q, uint64_t first, uint64_t count)
+{
+    uint64_t hit = metamap_first_in(&q->metamap, first, count);
+    if (hit < first + count) {
+        engine_corrupt(q, "an L2 entry named cluster %#llx for guest data, which holds metadata",
+                       (unsigned long long)hit << q->geo.cluster_bits);
+        return;
+    }
+    quarantine_add(q, first, count);
+}
+
 void map_retire_entry(struct qcow2 *q, struct l2_entry entry)
 {
     if (entry.descriptor & QCOW2_COMPRESSED) {
@@ -325,13 +337,12 @@ void map_retire_entry(struct qcow2 *q, struct l2_entry entry)
         uint64_t len_bytes;
         compressed_place(&q->geo, entry.descriptor, &start, &len_bytes);
         uint64_t first = host_cluster_index(&q->geo, start);
-        uint64_t last =
-            host_cluster_index(&q->geo, (host_off){start.bytes + len_bytes - 1});
-        quarantine_add(q, first, last - first + 1);
+        uint64_t last = host_cluster_index(&q->geo, (host_off){start.bytes + len_bytes - 1});
+        retire(q, first, last - first + 1);
         return;
     }
     host_off host = l2_entry_host(entry);
     if (host.bytes != 0) {
-        quarantine_add(q, host_cluster_index(&q->geo, host), 1);
+        retire(q, host_cluster_index(&q->geo, host), 1);
     }
 }

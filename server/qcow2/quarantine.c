@@ -134,6 +134,10 @@ static int co_release_run(struct qcow2 *q, uint64_t first, uint64_t count, uint6
     }
     commit_arm_timer(q);
     if (refcount == 1) {
+        /* An L2 table that was not shared after all is metadata no longer. */
+        for (uint64_t i = 0; i < count && q->metamap.count > 0; i++) {
+            metamap_remove(&q->metamap, first + i);
+        }
         alloc_add_free(&q->alloc, first, count, punched);
     }
     return 0;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * The ring loop: one thread's io_uring, timers, worker completions and signals, driving that
- * thread's coroutines. A turn: run the ready list until it is empty, run the turn hooks (they send
- * what the turn produced), submit, wait, reap completions into the ready list. One submission
- * system call a turn, and none at all when a turn queued nothing.
+ * thread's coroutines. A turn: run the ready list until it is empty (or a bound is reached), run
+ * the turn hooks (they send what the turn produced), submit, wait, reap completions into the ready
+ * list. One submission system call a turn, and none at all when a turn queued nothing.
  */
 #ifndef QCOWD_SCHED_LOOP_H
 #define QCOWD_SCHED_LOOP_H
@@ -26,10 +26,18 @@ struct coro;
  * loop a thread.
  */
 int loop_create(struct loop **out, struct errtext *err);
-/* Nothing may be pending. NULL is fine. */
+/*
+ * The text for a failed set-up, for tests: errno_value > 0 as io_uring_setup() gave it, and the
+ * value of kernel.io_uring_disabled (-1: the kernel has no such switch). Returns -errno_value.
+ */
+int loop_explain_setup_error(struct errtext *err, int errno_value, int io_uring_disabled);
+/*
+ * Nothing may be pending: no operation, timer, hook, work or ready coroutine. NULL is fine. Signals
+ * that were watched stay blocked.
+ */
 void loop_free(struct loop *loop);
 
-/* Turns until loop_stop() was called. Runs on the driver's stack. */
+/* Turns until loop_stop() was called, which may have been before. Runs on the driver's stack. */
 void loop_run(struct loop *loop);
 void loop_stop(struct loop *loop);
 
@@ -59,7 +67,10 @@ int co_loop_wait(struct loop *loop, struct loop_op *op);
 /* Asks the kernel to end an op in flight; it completes with -ECANCELED, or as it would have. */
 void loop_cancel(struct loop *loop, struct loop_op *op);
 
-/* Called at the end of each turn in which it was scheduled, on the loop's stack, once. */
+/*
+ * Called at the end of each turn in which it was scheduled, on the loop's stack, once. Scheduled
+ * from within a hook, it is called in the next turn.
+ */
 struct turn_hook {
     struct list link;
     void (*run)(struct turn_hook *hook);
@@ -80,7 +91,10 @@ uint64_t loop_now_ns(const struct loop *loop);
 void loop_timer_start(struct loop *loop, struct world_timer *timer, uint64_t deadline_ns);
 void loop_timer_stop(struct loop *loop, struct world_timer *timer);
 
-/* Runs fn(arg) on a worker thread; suspends until it has finished. Threads start on first use. */
+/*
+ * Runs fn(arg) on a worker thread; suspends until it has finished. Threads start on first use;
+ * where none can be started, fn runs on the loop's stack.
+ */
 void co_loop_work(struct loop *loop, void (*fn)(void *arg), void *arg);
 
 #endif
