@@ -113,7 +113,8 @@ static void on_timer(struct world_timer *timer)
     }
 }
 
-/* While others wait for the common budget: cuts those that hold bytes of it and do not move them. */
+/* While others wait for the common budget: cuts those that hold bytes of it and do not move them.
+ */
 static void on_stall_timer(struct world_timer *timer)
 {
     struct nbd_service *service = container_of(timer, struct nbd_service, stall_timer);
@@ -278,7 +279,13 @@ void co_nbd_drain(struct nbd_service *service, uint64_t grace_ns)
     {
         drain_one(list_entry(link, struct connection, link));
     }
-    world->ops->timer_start(world, &service->grace_timer, world_now_ns(world) + grace_ns);
+    uint64_t deadline_ns = world_now_ns(world) + grace_ns;
+    /* A second call may shorten the grace of the first. */
+    if (service->grace_deadline_ns == 0 || deadline_ns < service->grace_deadline_ns) {
+        service->grace_deadline_ns = deadline_ns;
+        world->ops->timer_stop(world, &service->grace_timer);
+        world->ops->timer_start(world, &service->grace_timer, deadline_ns);
+    }
     while (!list_empty(&service->connections)) {
         co_wait(&service->all_gone);
     }

@@ -54,6 +54,7 @@ struct nbd_service {
     unsigned budget_waiters;
     struct world_timer stall_timer; /* armed while there are budget waiters */
     struct world_timer grace_timer; /* armed while draining */
+    uint64_t grace_deadline_ns;
 };
 
 void nbd_service_init(struct nbd_service *service);

@@ -1,0 +1,334 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Ends of connections: draining, stuck peers, memory that others wait for. */
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/limits.h"
+#include "proto/test_main.h"
+#include "proto/test_rig.h"
+#include "proto/transmit.h"
+
+#define GRACE_NS (5000 * MS)
+
+static struct rig *rig;
+
+START_TEST(drain_without_connections)
+{
+    rig = rig_create();
+    rig_drain(rig, GRACE_NS);
+    ck_assert(rig->drained);
+    /* Who comes now is turned away. */
+    struct client *late = client_create(rig);
+    client_expect_closed(late);
+    client_free(late);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(drain_closes_idle_connections_at_once)
+{
+    rig = rig_create();
+    struct client *idle = client_enter(rig, "", SIMPLE);
+    struct client *mute = client_create(rig);
+    struct client *haggling = client_create(rig);
+    client_greet(haggling, 3);
+    client_take(mute, 18);
+    rig_drain(rig, GRACE_NS);
+    ck_assert(rig->drained);
+    client_expect_closed(idle);
+    client_expect_closed(mute);
+    client_expect_closed(haggling);
+    client_free(idle);
+    client_free(mute);
+    client_free(haggling);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(statement_56_options_while_draining)
+{
+    static const struct {
+        uint32_t option;
+        uint32_t reply; /* 0: none */
+    } cases[] = {
+        {NBD_OPT_ABORT, NBD_REP_ACK},       {NBD_OPT_LIST, NBD_REP_ERR_SHUTDOWN},
+        {NBD_OPT_GO, NBD_REP_ERR_SHUTDOWN}, {4711, NBD_REP_ERR_SHUTDOWN},
+        {NBD_OPT_EXPORT_NAME, 0},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct wire_option header;
+        size_t len;
+        rig = rig_create();
+        struct client *client = client_create(rig);
+        client_greet(client, 3);
+        put_be64(header.magic, NBD_OPTION_MAGIC);
+        put_be32(header.option, cases[i].option);
+        put_be32(header.length, 0);
+        client_send(client, &header, 5); /* in the middle of an option */
+        rig_drain(rig, GRACE_NS);
+        ck_assert(!rig->drained && !client->closed);
+        client_send(client, (uint8_t *)&header + 5, sizeof(header) - 5);
+        if (cases[i].reply) {
+            client_option_reply(client, cases[i].option, cases[i].reply, &len);
+        }
+        client_expect_closed(client);
+        ck_assert(rig->drained);
+        client_free(client);
+        rig_free(rig);
+    }
+}
+END_TEST
+
+START_TEST(statement_56_drain_finishes_what_is_in_flight)
+{
+    rig = rig_create();
+    struct client *client = client_enter(rig, "", SIMPLE);
+    rig->disk->hold = true;
+    client_request(client, NBD_CMD_WRITE, 0, 1, 0, 3);
+    client_send(client, "abc", 3);
+    client_request(client, NBD_CMD_WRITE, 0, 2, 8, 4);
+    client_send(client, "de", 2); /* the rest comes while draining */
+    rig_drain(rig, GRACE_NS);
+    ck_assert(!rig->drained && !client->closed);
+    client_send(client, "fg", 2);
+    ck_assert_uint_eq(rig_held(rig), 2);
+    /* New ones are refused, their payload drained. */
+    client_request(client, NBD_CMD_WRITE, 0, 3, 0, 5);
+    client_send(client, "xxxxx", 5);
+    client_expect_simple(client, 3, NBD_ESHUTDOWN);
+    client_request(client, NBD_CMD_READ, 0, 4, 0, 5);
+    client_expect_simple(client, 4, NBD_ESHUTDOWN);
+    ck_assert_uint_eq(rig_held(rig), 2);
+    rig_release_all(rig);
+    rig_run(rig);
+    client_expect_simple(client, 1, 0);
+    client_expect_simple(client, 2, 0);
+    client_expect_closed(client);
+    ck_assert(rig->drained);
+    ck_assert(memcmp(rig->disk->bytes, "abc", 3) == 0);
+    ck_assert(memcmp(rig->disk->bytes + 8, "defg", 4) == 0);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(drain_cuts_stuck_peers_after_the_grace)
+{
+    rig = rig_create();
+    struct client *deaf = client_enter(rig, "", SIMPLE);
+    struct client *halfway = client_enter(rig, "", SIMPLE);
+    struct client *good = client_enter(rig, "", SIMPLE);
+    struct client *haggling = client_create(rig);
+    client_greet(haggling, 3);
+    haggling->window = 0;
+    client_option(haggling, NBD_OPT_LIST, NULL, 0);
+    deaf->window = 10;
+    for (unsigned i = 0; i < 200; i++) {
+        client_request(deaf, NBD_CMD_READ, 0, i, 0, 65536);
+    }
+    client_request(halfway, NBD_CMD_WRITE, 0, 1, 0, 100);
+    rig->disk->hold = true;
+    client_request(good, NBD_CMD_FLUSH, 0, 1, 0, 0);
+    rig_drain(rig, GRACE_NS);
+    rig_release_all(rig);
+    rig_run(rig);
+    client_expect_simple(good, 1, 0);
+    client_expect_closed(good);
+    rig_advance(rig, GRACE_NS - 1);
+    ck_assert(!rig->drained && !deaf->closed && !halfway->closed && !haggling->closed);
+    rig_advance(rig, 1);
+    ck_assert(rig->drained && deaf->closed && halfway->closed && haggling->closed);
+    client_free(deaf);
+    client_free(halfway);
+    client_free(good);
+    client_free(haggling);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(a_second_drain_shortens_the_first)
+{
+    rig = rig_create();
+    struct client *deaf = client_enter(rig, "", SIMPLE);
+    deaf->window = 0;
+    client_request(deaf, NBD_CMD_READ, 0, 1, 0, 65536);
+    rig_drain(rig, GRACE_NS);
+    rig_drain(rig, 2 * GRACE_NS); /* does not lengthen */
+    ck_assert(rig->service.grace_deadline_ns == rig->now_ns + GRACE_NS);
+    rig_drain(rig, 0);
+    ck_assert(!rig->drained);
+    rig_advance(rig, 0);
+    ck_assert(rig->drained && deaf->closed);
+    client_free(deaf);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(drain_waits_for_the_image_even_without_the_peer)
+{
+    rig = rig_create();
+    struct client *client = client_enter(rig, "", SIMPLE);
+    rig->disk->hold = true;
+    client_request(client, NBD_CMD_FLUSH, 0, 1, 0, 0);
+    rig_drain(rig, GRACE_NS);
+    rig_advance(rig, 2 * GRACE_NS);
+    ck_assert(!rig->drained && client->aborted && !client->closed);
+    rig_release_all(rig);
+    rig_run(rig);
+    ck_assert(rig->drained && client->closed);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(drain_reaches_a_reader_that_waits_for_memory)
+{
+    rig = rig_create();
+    budget_init(&rig->budget, RIG_IMAGE_BYTES);
+    struct client *holder = client_enter(rig, "", SIMPLE);
+    struct client *waiter = client_enter(rig, "", SIMPLE);
+    holder->window = 0;
+    client_request(holder, NBD_CMD_READ, 0, 1, 0, RIG_IMAGE_BYTES);
+    client_request(waiter, NBD_CMD_READ, 0, 2, 0, RIG_IMAGE_BYTES);
+    ck_assert_uint_eq(rig->disk->reads, 1);
+    rig_drain(rig, 0);
+    rig_advance(rig, 0);
+    ck_assert(rig->drained && holder->closed && waiter->closed);
+    client_free(holder);
+    client_free(waiter);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(a_goodbye_to_a_peer_that_does_not_read_ends)
+{
+    rig = rig_create();
+    struct client *deaf = client_enter(rig, "", SIMPLE);
+    deaf->window = 10;
+    client_request(deaf, NBD_CMD_READ, 0, 1, 0, 65536);
+    client_request(deaf, NBD_CMD_DISC, 0, 2, 0, 0);
+    ck_assert(!deaf->closed);
+    rig_advance(rig, 60000 * MS);
+    ck_assert(deaf->closed);
+    client_free(deaf);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(a_goodbye_waits_for_a_slow_image)
+{
+    rig = rig_create();
+    struct client *client = client_enter(rig, "", SIMPLE);
+    rig->disk->hold = true;
+    client_request(client, NBD_CMD_FLUSH, 0, 1, 0, 0);
+    client_request(client, NBD_CMD_DISC, 0, 2, 0, 0);
+    rig_advance(rig, 3600 * 1000 * MS);
+    ck_assert(!client->aborted);
+    rig_release_all(rig);
+    rig_run(rig);
+    client_expect_simple(client, 1, 0);
+    client_expect_closed(client);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(memory_held_by_stuck_peers_is_taken_back)
+{
+    static uint8_t payload[RIG_IMAGE_BYTES];
+    rig = rig_create();
+    budget_init(&rig->budget, 2 * RIG_IMAGE_BYTES);
+    struct client *deaf = client_enter(rig, "", SIMPLE);
+    struct client *halfway = client_enter(rig, "", SIMPLE);
+    struct client *idle = client_enter(rig, "", SIMPLE);
+    struct client *waiter = client_enter(rig, "", SIMPLE);
+    deaf->window = 10;
+    client_request(deaf, NBD_CMD_READ, 0, 1, 0, RIG_IMAGE_BYTES);
+    client_request(halfway, NBD_CMD_WRITE, 0, 1, 0, RIG_IMAGE_BYTES);
+    client_send(halfway, payload, 1000);
+    /* As long as nobody needs it they may take their time. */
+    rig_advance(rig, 3600 * 1000 * MS);
+    ck_assert(!deaf->closed && !halfway->closed);
+    client_request(waiter, NBD_CMD_READ, 0, 7, 0, RIG_IMAGE_BYTES);
+    ck_assert(client_unread(waiter) == 0);
+    /* Small requests go on meanwhile, out of each connection's reserve. */
+    client_request(idle, NBD_CMD_READ, 0, 8, 0, 65536);
+    client_expect_simple(idle, 8, 0);
+    client_take(idle, 65536);
+    rig_advance(rig, 2000 * MS);
+    ck_assert(deaf->closed && halfway->closed && !idle->closed);
+    client_expect_simple(waiter, 7, 0);
+    client_take(waiter, RIG_IMAGE_BYTES);
+    ck_assert(rig->budget.used == 0);
+    client_free(deaf);
+    client_free(halfway);
+    client_free(idle);
+    client_free(waiter);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(a_waiter_for_memory_whose_peer_vanishes)
+{
+    rig = rig_create();
+    budget_init(&rig->budget, RIG_IMAGE_BYTES);
+    rig->disk->hold = true;
+    struct client *holder = client_enter(rig, "", SIMPLE);
+    struct client *waiter = client_enter(rig, "", SIMPLE);
+    client_request(holder, NBD_CMD_READ, 0, 1, 0, RIG_IMAGE_BYTES);
+    client_request(waiter, NBD_CMD_READ, 0, 2, 0, RIG_IMAGE_BYTES);
+    client_vanish(waiter);
+    rig_release_all(rig);
+    rig_run(rig);
+    client_expect_simple(holder, 1, 0);
+    client_take(holder, RIG_IMAGE_BYTES);
+    ck_assert(waiter->closed);
+    client_free(holder);
+    client_free(waiter);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(many_connections_come_and_go)
+{
+    enum { COUNT = 50 };
+    struct client *clients[COUNT];
+    rig = rig_create();
+    for (unsigned round = 0; round < 5; round++) {
+        /* Their handshakes' timers are stopped by then: the rig has room for few. */
+        for (unsigned i = 0; i < COUNT; i++) {
+            clients[i] = client_enter(rig, i % 2 ? "" : "ro", (int)(i % 3));
+        }
+        for (unsigned i = 0; i < COUNT; i++) {
+            client_request(clients[i], NBD_CMD_FLUSH, 0, i, 0, 0);
+            client_expect_simple(clients[i], i, 0);
+        }
+        for (unsigned i = 0; i < COUNT; i++) {
+            client_request(clients[i], NBD_CMD_DISC, 0, 0, 0, 0);
+            client_expect_closed(clients[i]);
+            client_free(clients[i]);
+        }
+    }
+    rig_free(rig);
+}
+END_TEST
+
+int main(void)
+{
+    const TTest *const tests[] = {
+        drain_without_connections,
+        drain_closes_idle_connections_at_once,
+        statement_56_options_while_draining,
+        statement_56_drain_finishes_what_is_in_flight,
+        drain_cuts_stuck_peers_after_the_grace,
+        a_second_drain_shortens_the_first,
+        drain_waits_for_the_image_even_without_the_peer,
+        drain_reaches_a_reader_that_waits_for_memory,
+        a_goodbye_to_a_peer_that_does_not_read_ends,
+        a_goodbye_waits_for_a_slow_image,
+        memory_held_by_stuck_peers_is_taken_back,
+        a_waiter_for_memory_whose_peer_vanishes,
+        many_connections_come_and_go,
+    };
+    return run_tests("conn", tests, ARRAY_LEN(tests));
+}

@@ -1,0 +1,712 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Transmission: what requests do, how replies look, and how many go at once. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/limits.h"
+#include "proto/input.h"
+#include "proto/meta.h"
+#include "proto/test_main.h"
+#include "proto/test_rig.h"
+
+#define HEADER_BYTES sizeof(struct wire_request)
+
+static struct rig *rig;
+
+static void expect_read_simple(struct client *client, uint64_t cookie, uint64_t offset, size_t len)
+{
+    client_expect_simple(client, cookie, 0);
+    ck_assert(memcmp(client_take(client, len), rig->disk->bytes + offset, len) == 0);
+}
+
+START_TEST(read_and_write)
+{
+    rig = rig_create();
+    struct client *client = client_enter(rig, "", SIMPLE);
+    client_request(client, NBD_CMD_READ, 0, 1, 1000, 5000);
+    expect_read_simple(client, 1, 1000, 5000);
+    client_request(client, NBD_CMD_WRITE, NBD_CMD_FLAG_FUA, UINT64_MAX, 7, 5);
+    ck_assert(client_unread(client) == 0);
+    client_send(client, "howdy", 5);
+    client_expect_simple(client, UINT64_MAX, 0);
+    ck_assert(memcmp(rig->disk->bytes + 7, "howdy", 5) == 0);
+    ck_assert_uint_eq(rig->disk->last_flags, IMAGE_FUA);
+    client_request(client, NBD_CMD_WRITE, 0, 0, 0, 1);
+    client_send(client, "x", 1);
+    client_expect_simple(client, 0, 0);
+    ck_assert_uint_eq(rig->disk->last_flags, 0);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(other_commands_reach_the_image)
+{
+    rig = rig_create();
+    struct client *client = client_enter(rig, "", SIMPLE);
+    client_request(client, NBD_CMD_WRITE_ZEROES,
+                   NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO, 1, 0, 1 << 20);
+    client_expect_simple(client, 1, 0);
+    ck_assert_uint_eq(rig->disk->last_flags, IMAGE_FUA | IMAGE_NO_HOLE | IMAGE_FAST_ZERO);
+    client_request(client, NBD_CMD_TRIM, NBD_CMD_FLAG_FUA, 2, 0, 1 << 20);
+    client_expect_simple(client, 2, 0);
+    ck_assert_uint_eq(rig->disk->last_flags, IMAGE_FUA); /* statement 44 */
+    client_request(client, NBD_CMD_TRIM, 0, 2, 0, 1 << 20);
+    client_expect_simple(client, 2, 0);
+    ck_assert_uint_eq(rig->disk->last_flags, 0);
+    client_request(client, NBD_CMD_FLUSH, 0, 3, 0, 0);
+    client_expect_simple(client, 3, 0);
+    client_request(client, NBD_CMD_CACHE, 0, 4, 0, RIG_IMAGE_BYTES); /* statement 53 */
+    client_expect_simple(client, 4, 0);
+    ck_assert(rig->disk->zeroes == 1 && rig->disk->trims == 2 && rig->disk->flushes == 1);
+    ck_assert(rig->disk->reads == 0);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(statement_31_bad_magic_disconnects)
+{
+    uint8_t request[HEADER_BYTES];
+    rig = rig_create();
+    struct client *client = client_enter(rig, "", SIMPLE);
+    pack_request(request, NBD_CMD_READ, 0, 1, 0, 512);
+    client_send(client, request, sizeof(request));
+    request[3] ^= 1;
+    client_send(client, request, sizeof(request));
+    expect_read_simple(client, 1, 0, 512); /* the one before is answered */
+    client_expect_closed(client);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(statement_31_cookies_are_opaque_and_may_repeat)
+{
+    rig = rig_create();
+    struct client *client = client_enter(rig, "", SIMPLE);
+    rig->disk->hold = true;
+    for (unsigned i = 0; i < 3; i++) {
+        client_request(client, NBD_CMD_FLUSH, 0, 0x00ff00ff12345678ULL, 0, 0);
+    }
+    rig_release_all(rig);
+    rig_run(rig);
+    for (unsigned i = 0; i < 3; i++) {
+        client_expect_simple(client, 0x00ff00ff12345678ULL, 0);
+    }
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(statement_32_refused_writes_are_drained)
+{
+    static uint8_t payload[LIMIT_PAYLOAD_BYTES + 4096];
+    static const struct {
+        const char *export_name;
+        unsigned flags;
+        uint64_t offset;
+        uint32_t len;
+        uint32_t error;
+    } cases[] = {
+        {"ro", 0, 0, 4096, NBD_EPERM},
+        {"ro", 0, 0, 300000, NBD_EPERM},
+        {"", 0, RIG_IMAGE_BYTES - 1, 2, NBD_ENOSPC},
+        {"", 0, UINT64_MAX - 100, 65536, NBD_ENOSPC},
+        {"", 0x40, 0, 20000, NBD_EINVAL},
+        {"", NBD_CMD_FLAG_DF, 0, 1, NBD_EINVAL},
+        {"", 0, 0, sizeof(payload), NBD_ENOSPC},
+    };
+    rig = rig_create();
+    memset(payload, 0x25, sizeof(payload));
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        for (int how = SIMPLE; how <= STRUCTURED; how++) {
+            struct client *client = client_enter(rig, cases[i].export_name, how);
+            client_request(client, NBD_CMD_WRITE, (uint16_t)cases[i].flags, 5, cases[i].offset,
+                           cases[i].len);
+            client_send(client, payload, cases[i].len);
+            if (how == SIMPLE) {
+                client_expect_simple(client, 5, cases[i].error);
+            } else {
+                client_expect_error_chunk(client, 5, cases[i].error);
+            }
+            client_request(client, NBD_CMD_FLUSH, 0, 6, 0, 0);
+            client_expect_simple(client, 6, 0);
+            client_free(client);
+        }
+    }
+    ck_assert(rig->disk->writes == 0);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(statement_32_absurd_write_is_answered_then_cut)
+{
+    rig = rig_create();
+    struct client *client = client_enter(rig, "", SIMPLE);
+    client_request(client, NBD_CMD_WRITE, 0, 5, 0, UINT32_MAX);
+    client_expect_simple(client, 5, NBD_ENOSPC);
+    client_expect_closed(client);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(statement_33_structured_reads_never_get_a_simple_reply)
+{
+    rig = rig_create();
+    struct client *client = client_enter(rig, "", STRUCTURED);
+    client_request(client, NBD_CMD_READ, 0x8000, 1, 0, 512);
+    client_expect_error_chunk(client, 1, NBD_EINVAL);
+    client_request(client, NBD_CMD_READ, 0, 2, RIG_IMAGE_BYTES, 512);
+    client_expect_error_chunk(client, 2, NBD_EINVAL);
+    rig->disk->fail = -EIO;
+    client_request(client, NBD_CMD_READ, 0, 3, 0, 512);
+    client_expect_error_chunk(client, 3, NBD_EIO);
+    rig->disk->fail = 0;
+    client_request(client, NBD_CMD_READ, 0, 4, 100, 512);
+    struct chunk chunk = client_chunk(client);
+    ck_assert(chunk.type == NBD_REPLY_TYPE_OFFSET_DATA && chunk.flags == NBD_REPLY_FLAG_DONE);
+    ck_assert(chunk.cookie == 4 && get_be64(chunk.payload) == 100 && chunk.length == 520);
+    ck_assert(memcmp(chunk.payload + 8, rig->disk->bytes + 100, 512) == 0);
+    client_request(client, NBD_CMD_READ, 0, 5, 0, 0); /* statement 42 */
+    chunk = client_chunk(client);
+    ck_assert(chunk.type == NBD_REPLY_TYPE_NONE && chunk.flags == NBD_REPLY_FLAG_DONE);
+    ck_assert(client_unread(client) == 0);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+/* Every other unit is a hole. */
+static void make_checkered(void)
+{
+    for (unsigned unit = 0; unit < RIG_IMAGE_BYTES / RIG_UNIT_BYTES; unit += 2) {
+        rig->disk->extent_flags[unit] = EXTENT_HOLE | EXTENT_ZERO;
+        rig->disk->depth[unit] = 0;
+        memset(rig->disk->bytes + unit * RIG_UNIT_BYTES, 0, RIG_UNIT_BYTES);
+    }
+}
+
+START_TEST(statement_36_holes_are_sent_as_holes)
+{
+    static uint8_t seen[RIG_IMAGE_BYTES];
+    rig = rig_create();
+    make_checkered();
+    struct client *client = client_enter(rig, "", STRUCTURED);
+    static const uint32_t lens[] = {1, 4096, 4097, 65536, 300000, RIG_IMAGE_BYTES - 777};
+    for (size_t i = 0; i < ARRAY_LEN(lens); i++) {
+        uint64_t offset = 777;
+        size_t covered = 0, holes = 0;
+        struct chunk chunk;
+        memset(seen, 0xee, sizeof(seen));
+        client_request(client, NBD_CMD_READ, 0, i, offset, lens[i]);
+        do {
+            chunk = client_chunk(client);
+            uint64_t from = get_be64(chunk.payload);
+            ck_assert(from == offset + covered && chunk.cookie == i);
+            size_t len = chunk.length - 8;
+            if (chunk.type == NBD_REPLY_TYPE_OFFSET_HOLE) {
+                len = get_be32(chunk.payload + 8);
+                ck_assert(len > 0 && chunk.length == 12);
+                memset(seen + from, 0, len);
+                holes++;
+            } else {
+                ck_assert(chunk.type == NBD_REPLY_TYPE_OFFSET_DATA && len > 0);
+                memcpy(seen + from, chunk.payload + 8, len);
+            }
+            covered += len;
+            ck_assert((covered == lens[i]) == (chunk.flags == NBD_REPLY_FLAG_DONE));
+        } while (!(chunk.flags & NBD_REPLY_FLAG_DONE));
+        ck_assert(covered == lens[i] && holes > 0);
+        ck_assert(memcmp(seen + offset, rig->disk->bytes + offset, lens[i]) == 0);
+        ck_assert(client_unread(client) == 0);
+    }
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(statement_37_df_is_one_chunk)
+{
+    rig = rig_create();
+    make_checkered();
+    struct client *client = client_enter(rig, "", STRUCTURED);
+    client_request(client, NBD_CMD_READ, NBD_CMD_FLAG_DF, 1, 0, RIG_IMAGE_BYTES);
+    struct chunk chunk = client_chunk(client);
+    ck_assert(chunk.type == NBD_REPLY_TYPE_OFFSET_DATA && chunk.flags == NBD_REPLY_FLAG_DONE);
+    ck_assert(chunk.length == RIG_IMAGE_BYTES + 8);
+    ck_assert(memcmp(chunk.payload + 8, rig->disk->bytes, RIG_IMAGE_BYTES) == 0);
+    client_free(client);
+
+    rig->disk->image.size_bytes = 4 * GIB;
+    client = client_enter(rig, "", STRUCTURED);
+    client_request(client, NBD_CMD_READ, NBD_CMD_FLAG_DF, 2, 0, LIMIT_PAYLOAD_BYTES + 1);
+    client_expect_error_chunk(client, 2, NBD_EOVERFLOW);
+    client_free(client);
+    client = client_enter(rig, "", SIMPLE);
+    client_request(client, NBD_CMD_READ, NBD_CMD_FLAG_DF, 3, 0, 512);
+    client_expect_simple(client, 3, NBD_EINVAL);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(statement_39_47_errors_of_the_image)
+{
+    static const struct {
+        int fail;
+        unsigned flags;
+        uint32_t error;
+    } cases[] = {
+        {-EIO, 0, NBD_EIO},
+        {-ENOSPC, 0, NBD_ENOSPC},
+        {-EDQUOT, 0, NBD_ENOSPC},
+        {-EROFS, 0, NBD_EPERM},
+        {-ENOTSUP, NBD_CMD_FLAG_FAST_ZERO, NBD_ENOTSUP},
+        {-ENOTSUP, 0, NBD_EIO},
+        {-ESHUTDOWN, 0, NBD_ESHUTDOWN},
+        {-ENXIO, 0, NBD_EIO},
+    };
+    rig = rig_create();
+    struct client *client = client_enter(rig, "", SIMPLE);
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        rig->disk->fail = cases[i].fail;
+        client_request(client, NBD_CMD_WRITE_ZEROES, (uint16_t)cases[i].flags, i, 0, 4096);
+        client_expect_simple(client, i, cases[i].error);
+    }
+    rig->disk->fail = -EIO;
+    client_request(client, NBD_CMD_READ, 0, 50, 0, 4096); /* no payload behind an error */
+    client_expect_simple(client, 50, NBD_EIO);
+    ck_assert(client_unread(client) == 0);
+    client_request(client, NBD_CMD_FLUSH, 0, 51, 0, 0);
+    client_expect_simple(client, 51, NBD_EIO);
+    rig->disk->fail = 0;
+    client_request(client, NBD_CMD_FLUSH, 0, 52, 0, 0);
+    client_expect_simple(client, 52, 0);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(statement_41_42_odd_requests_keep_the_connection)
+{
+    rig = rig_create();
+    struct client *client = client_enter(rig, "", SIMPLE);
+    client_request(client, 4711, 0, 1, 0, 512);
+    client_expect_simple(client, 1, NBD_EINVAL);
+    client_request(client, NBD_CMD_WRITE, 0, 2, 0, 0);
+    client_expect_simple(client, 2, 0);
+    client_request(client, NBD_CMD_TRIM, 0, 3, 0, 0);
+    client_expect_simple(client, 3, 0);
+    client_request(client, NBD_CMD_WRITE_ZEROES, 0, 4, 0, 0);
+    client_expect_simple(client, 4, 0);
+    client_request(client, NBD_CMD_READ, 0, 5, 0, 0);
+    client_expect_simple(client, 5, 0);
+    client_request(client, NBD_CMD_BLOCK_STATUS, 0, 6, 0, 512);
+    client_expect_simple(client, 6, NBD_EINVAL);
+    client_request(client, NBD_CMD_FLUSH, NBD_CMD_FLAG_FUA, 7, 99, 99);
+    client_expect_simple(client, 7, 0);
+    client_request(client, NBD_CMD_READ, NBD_CMD_FLAG_FUA, 8, 0, 512);
+    expect_read_simple(client, 8, 0, 512);
+    ck_assert(rig->disk->writes == 0 && rig->disk->trims == 0 && rig->disk->zeroes == 0);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(statement_49_block_status)
+{
+    rig = rig_create();
+    make_checkered();
+    struct client *client = client_enter(rig, "", WITH_CONTEXTS);
+    client_request(client, NBD_CMD_BLOCK_STATUS, 0, 1, 100, 5 * RIG_UNIT_BYTES);
+    for (unsigned context = 0; context < META_CONTEXT_COUNT; context++) {
+        struct chunk chunk = client_chunk(client);
+        ck_assert(chunk.type == NBD_REPLY_TYPE_BLOCK_STATUS);
+        ck_assert(chunk.length == 4 + 6 * 8);
+        ck_assert(get_be32(chunk.payload) == meta_context_id(context));
+        ck_assert(chunk.flags == (context + 1 == META_CONTEXT_COUNT ? NBD_REPLY_FLAG_DONE : 0));
+        uint64_t sum = 0;
+        for (unsigned i = 0; i < 6; i++) {
+            const uint8_t *extent = chunk.payload + 4 + 8 * (size_t)i;
+            uint32_t expected = context == META_BASE_ALLOCATION ? (i % 2 ? 0 : 3) : i % 2;
+            ck_assert_uint_eq(get_be32(extent + 4), expected);
+            ck_assert(get_be32(extent) > 0);
+            sum += get_be32(extent);
+        }
+        ck_assert_uint_eq(sum, 5 * RIG_UNIT_BYTES);
+    }
+    client_request(client, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_REQ_ONE, 2, 0, RIG_IMAGE_BYTES);
+    for (unsigned context = 0; context < META_CONTEXT_COUNT; context++) {
+        struct chunk chunk = client_chunk(client);
+        ck_assert(chunk.length == 12 && get_be32(chunk.payload + 4) == RIG_UNIT_BYTES);
+    }
+    client_request(client, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_REQ_ONE, 3, 4, 10);
+    for (unsigned context = 0; context < META_CONTEXT_COUNT; context++) {
+        struct chunk chunk = client_chunk(client);
+        ck_assert(chunk.length == 12 && get_be32(chunk.payload + 4) == 10);
+    }
+    client_request(client, NBD_CMD_BLOCK_STATUS, 0, 4, 0, 0);
+    client_expect_error_chunk(client, 4, NBD_EINVAL);
+    rig->disk->fail = -EIO;
+    client_request(client, NBD_CMD_BLOCK_STATUS, 0, 5, 0, 512);
+    client_expect_error_chunk(client, 5, NBD_EIO);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+/* Many requests, interleaved with payloads, in pieces of every size. */
+START_TEST(pipelined_requests_in_any_delivery)
+{
+    enum { ROUNDS = 40, BYTES = 1 << 20 };
+    static uint8_t words[BYTES];
+    size_t used = 0;
+    for (unsigned i = 0; i < ROUNDS; i++) {
+        uint32_t len = i * 611 + 1;
+        pack_request(words + used, NBD_CMD_WRITE, 0, i, i * 50000ULL, len);
+        used += HEADER_BYTES;
+        memset(words + used, (int)i + 1, len);
+        used += len;
+        pack_request(words + used, NBD_CMD_CACHE, 0, 1000 + i, 0, 1);
+        used += HEADER_BYTES;
+        ck_assert(used < BYTES);
+    }
+    static const size_t delivery[] = {1, 7, 27, 28, 29, 4096, 16383, 16384, 65536, SIZE_MAX};
+    for (size_t d = 0; d < ARRAY_LEN(delivery); d++) {
+        rig = rig_create();
+        struct client *client = client_enter(rig, "", SIMPLE);
+        client->deliver_most = delivery[d];
+        client_send(client, words, used);
+        ck_assert(client_unread(client) == 2 * ROUNDS * 16);
+        unsigned seen[2] = {0, 0};
+        for (unsigned i = 0; i < 2 * ROUNDS; i++) {
+            const uint8_t *reply = client_take(client, 16);
+            ck_assert(get_be32(reply + 4) == 0);
+            seen[get_be64(reply + 8) >= 1000]++;
+        }
+        ck_assert(seen[0] == ROUNDS && seen[1] == ROUNDS);
+        for (unsigned i = 0; i < ROUNDS; i++) {
+            bool equal = true; /* an assertion for each byte would take long */
+            for (uint32_t at = 0; at < i * 611 + 1; at++) {
+                equal = equal && rig->disk->bytes[i * 50000 + at] == i + 1;
+            }
+            ck_assert(equal);
+        }
+        client_free(client);
+        rig_free(rig);
+    }
+}
+END_TEST
+
+START_TEST(statement_55_many_in_flight_out_of_order)
+{
+    enum { COUNT = 64 };
+    rig = rig_create();
+    struct client *client = client_enter(rig, "", STRUCTURED);
+    rig->disk->hold = true;
+    for (unsigned i = 0; i < COUNT; i++) {
+        client_request(client, NBD_CMD_READ, 0, i, i * 4096ULL, 4096);
+    }
+    ck_assert_uint_eq(rig_held(rig), COUNT);
+    ck_assert(client_unread(client) == 0);
+    /* Every third first, the rest from the end; each turn's replies leave in one send. */
+    unsigned order[COUNT], count = 0;
+    for (unsigned i = 0; i < COUNT; i += 3) {
+        order[count++] = i;
+        rig_release(rig, i - i / 3);
+    }
+    rig_run(rig);
+    ck_assert_uint_eq(client->sends, 1);
+    for (unsigned i = COUNT; i-- > 0;) {
+        if (i % 3) {
+            order[count++] = i;
+        }
+    }
+    while (rig_held(rig) > 0) {
+        rig_release(rig, rig_held(rig) - 1);
+        rig_run(rig);
+    }
+    for (unsigned i = 0; i < COUNT; i++) {
+        struct chunk chunk = client_chunk(client);
+        ck_assert_uint_eq(chunk.cookie, order[i]);
+        ck_assert(get_be64(chunk.payload) == order[i] * 4096ULL);
+        ck_assert(memcmp(chunk.payload + 8, rig->disk->bytes + order[i] * 4096, 4096) == 0);
+    }
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(sends_at_once_without_turns)
+{
+    rig = rig_create();
+    rig->service.at_end_of_turn = NULL;
+    struct client *client = client_enter(rig, "", SIMPLE);
+    for (unsigned i = 0; i < 10; i++) {
+        client_request(client, NBD_CMD_READ, 0, i, 0, 512);
+        expect_read_simple(client, i, 0, 512);
+    }
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(requests_in_flight_are_bounded)
+{
+    rig = rig_create();
+    struct client *client = client_enter(rig, "", SIMPLE);
+    rig->disk->hold = true;
+    for (unsigned i = 0; i < 3 * LIMIT_REQUESTS_PER_CONNECTION; i++) {
+        client_request(client, NBD_CMD_FLUSH, 0, i, 0, 0);
+    }
+    ck_assert_uint_eq(rig_held(rig), LIMIT_REQUESTS_PER_CONNECTION);
+    rig_release(rig, 5);
+    rig_run(rig);
+    client_expect_simple(client, 5, 0);
+    ck_assert_uint_eq(rig_held(rig), LIMIT_REQUESTS_PER_CONNECTION);
+    rig_release_all(rig);
+    rig_run(rig);
+    ck_assert(client_unread(client) == 16 * (3 * LIMIT_REQUESTS_PER_CONNECTION - 1));
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(bytes_in_flight_are_bounded)
+{
+    rig = rig_create();
+    struct client *client = client_enter(rig, "", SIMPLE);
+    rig->disk->hold = true;
+    unsigned fits = LIMIT_BYTES_PER_CONNECTION / RIG_IMAGE_BYTES;
+    for (unsigned i = 0; i < 2 * fits; i++) {
+        client_request(client, NBD_CMD_READ, 0, i, 0, RIG_IMAGE_BYTES);
+    }
+    ck_assert_uint_eq(rig_held(rig), fits);
+    ck_assert(rig->budget.used == LIMIT_BYTES_PER_CONNECTION);
+    client_vanish(client); /* what is in flight ends, the rest never begins */
+    rig_release_all(rig);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(statement_55_a_client_that_does_not_read)
+{
+    rig = rig_create();
+    struct client *deaf = client_enter(rig, "", SIMPLE);
+    struct client *other = client_enter(rig, "", SIMPLE);
+    deaf->window = 100;
+    for (unsigned i = 0; i < 1000; i++) {
+        client_request(deaf, NBD_CMD_READ, 0, i, 0, 65536);
+    }
+    /* No more than the limit was taken from it, and no more of its requests are read. */
+    ck_assert(rig->disk->reads == LIMIT_REQUESTS_PER_CONNECTION);
+    ck_assert(deaf->to_server_len - deaf->to_server_at > 0);
+    client_request(other, NBD_CMD_READ, 0, 1, 0, 65536);
+    expect_read_simple(other, 1, 0, 65536);
+    /* When it reads, it gets everything, whole and in order. */
+    deaf->window = 5000;
+    wait_queue_wake_all(&deaf->sending);
+    rig_run(rig);
+    for (unsigned i = 0; i < 1000; i++) {
+        for (size_t at = 0; at < 16 + 65536; at += 4097) {
+            size_t now = MIN_OF(4097U, 16U + 65536U - at);
+            const uint8_t *bytes = client_take(deaf, now);
+            ck_assert(at > 0 || get_be64(bytes + 8) == i);
+        }
+    }
+    client_free(deaf);
+    client_free(other);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(statement_54_disc_answers_what_is_outstanding)
+{
+    rig = rig_create();
+    struct client *client = client_enter(rig, "", SIMPLE);
+    rig->disk->hold = true;
+    client_request(client, NBD_CMD_WRITE, 0, 1, 0, 3);
+    client_send(client, "abc", 3);
+    client_request(client, NBD_CMD_FLUSH, 0, 2, 0, 0);
+    client_request(client, NBD_CMD_DISC, 0xffff, 3, 99, 99);
+    client_request(client, NBD_CMD_FLUSH, 0, 4, 0, 0); /* not looked at any more */
+    ck_assert(!client->closed && rig_held(rig) == 2);
+    rig_release(rig, 1);
+    rig_run(rig);
+    client_expect_simple(client, 2, 0);
+    ck_assert(!client->closed);
+    rig_release(rig, 0);
+    rig_run(rig);
+    client_expect_simple(client, 1, 0);
+    client_expect_closed(client);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(statement_54_end_of_stream_is_a_goodbye_too)
+{
+    rig = rig_create();
+    struct client *client = client_enter(rig, "", SIMPLE);
+    rig->disk->hold = true;
+    client_request(client, NBD_CMD_FLUSH, 0, 2, 0, 0);
+    client_half_close(client);
+    ck_assert(!client->closed);
+    rig_release_all(rig);
+    rig_run(rig);
+    client_expect_simple(client, 2, 0);
+    client_expect_closed(client);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(every_half_sent_request_ends_cleanly)
+{
+    uint8_t words[HEADER_BYTES + 100] = {0};
+    rig = rig_create();
+    pack_request(words, NBD_CMD_WRITE, 0, 1, 0, 100);
+    for (size_t cut = 0; cut < sizeof(words); cut++) {
+        for (int vanish = 0; vanish < 2; vanish++) {
+            struct client *client = client_enter(rig, "", SIMPLE);
+            client_send(client, words, cut);
+            if (vanish) {
+                client_vanish(client);
+            } else {
+                client_half_close(client);
+            }
+            client_expect_closed(client);
+            client_free(client);
+        }
+    }
+    ck_assert(rig->disk->writes == 0);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(peer_vanishes_with_requests_in_flight)
+{
+    static uint8_t payload[65536];
+    rig = rig_create();
+    struct client *client = client_enter(rig, "", STRUCTURED);
+    rig->disk->hold = true;
+    for (unsigned i = 0; i < 10; i++) {
+        client_request(client, NBD_CMD_READ, 0, i, 0, 65536);
+        client_request(client, NBD_CMD_WRITE, 0, i, 0, sizeof(payload));
+        client_send(client, payload, sizeof(payload));
+    }
+    client_vanish(client);
+    ck_assert(!client->closed); /* the image still works for it */
+    while (rig_held(rig) > 1) {
+        rig_release(rig, rig_held(rig) / 2);
+        rig_run(rig);
+    }
+    ck_assert(!client->closed);
+    rig_release_all(rig);
+    rig_run(rig);
+    ck_assert(client->closed);
+    ck_assert(rig->disk->writes == 10);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(garbage_in_transmission)
+{
+    uint64_t state = 7;
+    rig = rig_create();
+    rig->disk->image.size_bytes = RIG_IMAGE_BYTES;
+    for (unsigned round = 0; round < 1500; round++) {
+        struct client *client = client_enter(rig, round % 2 ? "" : "ro", (int)(round % 3));
+        uint8_t words[2000];
+        size_t used = 0;
+        while (used + HEADER_BYTES + 256 < sizeof(words)) {
+            state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+            uint32_t len = (uint32_t)(state >> 40) % (state >> 63 ? 200 : 70000);
+            pack_request(words + used, (uint16_t)(state >> 60),
+                         (uint16_t)(state >> 44 & 3 ? 0 : 1U << (state >> 54 & 15)), state,
+                         (state >> 20) % (RIG_IMAGE_BYTES + 5000), len);
+            used += HEADER_BYTES;
+            memset(words + used, 0x77, state >> 12 & 127);
+            used += state >> 12 & 127;
+        }
+        client->deliver_most = round % 50 + 1;
+        client_send(client, words, used);
+        client_free(client);
+    }
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(statement_57_connections_share_the_image)
+{
+    rig = rig_create();
+    struct client *a = client_enter(rig, "", SIMPLE);
+    struct client *b = client_enter(rig, "ro", STRUCTURED);
+    client_request(a, NBD_CMD_WRITE, 0, 1, 0, 5);
+    client_send(a, "12345", 5);
+    client_expect_simple(a, 1, 0);
+    client_request(b, NBD_CMD_READ, 0, 2, 0, 5);
+    struct chunk chunk = client_chunk(b);
+    ck_assert(memcmp(chunk.payload + 8, "12345", 5) == 0);
+    /* A flush through the read-only door covers the writes through the other. */
+    client_request(b, NBD_CMD_FLUSH, 0, 3, 0, 0);
+    client_expect_simple(b, 3, 0);
+    ck_assert(rig->disk->flushes == 1);
+    client_free(a);
+    client_free(b);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(flush_of_an_image_that_cannot_be_written)
+{
+    rig = rig_create();
+    rig->disk->image.read_only = true;
+    struct client *client = client_enter(rig, "", SIMPLE);
+    client_request(client, NBD_CMD_FLUSH, 0, 1, 0, 0);
+    client_expect_simple(client, 1, 0);
+    ck_assert(rig->disk->flushes == 0);
+    client_request(client, NBD_CMD_WRITE_ZEROES, 0, 2, 0, 512);
+    client_expect_simple(client, 2, NBD_EPERM);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+int main(void)
+{
+    const TTest *const tests[] = {
+        read_and_write,
+        other_commands_reach_the_image,
+        statement_31_bad_magic_disconnects,
+        statement_31_cookies_are_opaque_and_may_repeat,
+        statement_32_refused_writes_are_drained,
+        statement_32_absurd_write_is_answered_then_cut,
+        statement_33_structured_reads_never_get_a_simple_reply,
+        statement_36_holes_are_sent_as_holes,
+        statement_37_df_is_one_chunk,
+        statement_39_47_errors_of_the_image,
+        statement_41_42_odd_requests_keep_the_connection,
+        statement_49_block_status,
+        pipelined_requests_in_any_delivery,
+        statement_55_many_in_flight_out_of_order,
+        sends_at_once_without_turns,
+        requests_in_flight_are_bounded,
+        bytes_in_flight_are_bounded,
+        statement_55_a_client_that_does_not_read,
+        statement_54_disc_answers_what_is_outstanding,
+        statement_54_end_of_stream_is_a_goodbye_too,
+        every_half_sent_request_ends_cleanly,
+        peer_vanishes_with_requests_in_flight,
+        garbage_in_transmission,
+        statement_57_connections_share_the_image,
+        flush_of_an_image_that_cannot_be_written,
+    };
+    return run_tests("transmit", tests, ARRAY_LEN(tests));
+}
