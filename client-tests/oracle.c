@@ -11,6 +11,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -342,6 +344,27 @@ struct server {
     pid_t pid;
 };
 
+/* The socket is there before it listens; who connects too early is refused. */
+static void wait_until_listening(const char *path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    bool connected = false;
+
+    strncpy(address.sun_path, path, sizeof(address.sun_path) - 1);
+    for (unsigned tries = 0; tries < 1000 && !connected; tries++) {
+        int probe = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+        connected =
+            probe >= 0 && connect(probe, (const struct sockaddr *)&address, sizeof(address)) == 0;
+        if (probe >= 0) {
+            close(probe);
+        }
+        if (!connected) {
+            usleep(10000);
+        }
+    }
+}
+
 static bool server_start(struct server *server, char **command)
 {
     strcpy(server->directory, "/tmp/oracle-XXXXXX");
@@ -367,9 +390,7 @@ static bool server_start(struct server *server, char **command)
         perror("oracle: fork");
         return false;
     }
-    for (unsigned tries = 0; tries < 1000 && access(server->socket, F_OK) != 0; tries++) {
-        usleep(10000);
-    }
+    wait_until_listening(server->socket);
     return true;
 }
 

@@ -13,6 +13,14 @@
 #include "sched/co.h"
 #include "sched/table.h"
 
+/* In hot loops: ck_assert() tells the parent process about each check that holds. */
+#define REQUIRE(condition)                                                                         \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            ck_abort_msg("%s", #condition);                                                        \
+        }                                                                                          \
+    } while (0)
+
 #define MANY 10000U
 
 /* Of the table's allocations, the one that fails: 0 none, 1 the next one. Linked with --wrap. */
@@ -56,13 +64,13 @@ static void start(struct request_table *table, struct task *task, enum hold_kind
                   uint64_t offset, uint64_t len)
 {
     *task = (struct task){.table = table, .kind = kind, .offset = offset, .len = len, .result = 1};
-    ck_assert_int_eq(coro_spawn(take, task, "task"), 0);
+    REQUIRE(coro_spawn(take, task, "task") == 0);
     coro_run_ready();
 }
 
 static void release(struct task *task)
 {
-    ck_assert(task->hold != NULL);
+    REQUIRE(task->hold != NULL);
     hold_release(task->hold);
     task->hold = NULL;
     coro_run_ready();
@@ -364,7 +372,7 @@ START_TEST(ten_thousand_in_flight)
     ck_assert_uint_eq(request_table_granted(table) + request_table_waiting(table), MANY);
     ck_assert_uint_eq(request_table_granted(table), grants);
     while (released < MANY) {
-        ck_assert_uint_lt(released, grants); /* else a wake-up was lost */
+        REQUIRE(released < grants); /* else a wake-up was lost */
         while (released < grants) {
             hold_release(by_grant[released++]->hold);
         }
@@ -412,12 +420,14 @@ static void compare(struct request_table *table, const struct model *model)
         const struct task *task = model->queue[i];
         bool waits = blocked(model, i, task->kind, task->offset, task->len);
 
-        ck_assert_msg((task->hold == NULL) == waits, "hold %u of %u: %s", i, model->count,
-                      waits ? "granted over a conflict" : "waits without a conflict");
+        if ((task->hold == NULL) != waits) {
+            ck_abort_msg("hold %u of %u: %s", i, model->count,
+                         waits ? "granted over a conflict" : "waits without a conflict");
+        }
         granted += task->hold != NULL;
     }
-    ck_assert_uint_eq(request_table_granted(table), granted);
-    ck_assert_uint_eq(request_table_waiting(table), model->count - granted);
+    REQUIRE(request_table_granted(table) == granted);
+    REQUIRE(request_table_waiting(table) == model->count - granted);
 }
 
 static void release_random(struct model *model)
@@ -428,7 +438,7 @@ static void release_random(struct model *model)
     for (unsigned i = 0; i < model->count; i++) {
         granted += model->queue[i]->hold != NULL;
     }
-    ck_assert_uint_gt(granted, 0);
+    REQUIRE(granted > 0);
     chosen = (unsigned)random_below(granted);
     for (unsigned i = 0; i < model->count; i++) {
         if (model->queue[i]->hold == NULL || chosen-- > 0) {
@@ -476,9 +486,9 @@ START_TEST(random_holds_follow_the_definition)
             release_random(&model);
         } else {
             struct task *task = calloc(1, sizeof(*task));
-            ck_assert(task != NULL);
-            ck_assert(request_table_would_wait(table, kind, offset, len) ==
-                      blocked(&model, model.count, kind, offset, len));
+            REQUIRE(task != NULL);
+            REQUIRE(request_table_would_wait(table, kind, offset, len) ==
+                    blocked(&model, model.count, kind, offset, len));
             start(table, task, kind, offset, len);
             model.queue[model.count++] = task;
         }
