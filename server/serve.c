@@ -41,12 +41,6 @@ struct address {
     char *old_uri;
 };
 
-/* A connection's wish to be called when the loop's turn ends. */
-struct turn_end {
-    void (*fn)(void *arg);
-    void *arg;
-};
-
 struct server {
     const char *image_path;
     const struct serve_config *config;
@@ -62,9 +56,10 @@ struct server {
     char *temporary_directory;
     char *temporary_socket;
 
+    /* The protocol's call at the end of a turn: it asks for one at a time. */
     struct turn_hook turn_hook;
-    struct turn_end turn_ends[LIMIT_CONNECTIONS + 1]; /* one a connection at most */
-    unsigned turn_end_count;
+    void (*turn_end)(void *arg);
+    void *turn_end_arg;
 
     unsigned stop_signals;
     bool stdio_done;
@@ -79,23 +74,20 @@ static struct server *server_of_hook(struct turn_hook *hook)
     return container_of(hook, struct server, turn_hook);
 }
 
-static void run_turn_ends(struct turn_hook *hook)
+static void run_turn_end(struct turn_hook *hook)
 {
     struct server *server = server_of_hook(hook);
-    unsigned count = server->turn_end_count;
-    /* A call only wakes its connection, so nothing is added while we walk. */
-    for (unsigned i = 0; i < count; i++) {
-        server->turn_ends[i].fn(server->turn_ends[i].arg);
-    }
-    assert(server->turn_end_count == count);
-    server->turn_end_count = 0;
+    void (*turn_end)(void *arg) = server->turn_end;
+    server->turn_end = NULL;
+    turn_end(server->turn_end_arg);
 }
 
 static void at_end_of_turn(struct nbd_service *service, void (*fn)(void *arg), void *arg)
 {
     struct server *server = service->context;
-    assert(server->turn_end_count < ARRAY_LEN(server->turn_ends));
-    server->turn_ends[server->turn_end_count++] = (struct turn_end){fn, arg};
+    assert(!server->turn_end);
+    server->turn_end = fn;
+    server->turn_end_arg = arg;
     loop_schedule_hook(server->runtime.loop, &server->turn_hook);
 }
 
@@ -304,7 +296,7 @@ static void init_service(struct server *server)
     struct nbd_service *service = &server->service;
     nbd_service_init(service);
     budget_init(&server->bytes_in_flight, LIMIT_BYTES_IN_FLIGHT);
-    turn_hook_init(&server->turn_hook, run_turn_ends);
+    turn_hook_init(&server->turn_hook, run_turn_end);
     service->world = server->runtime.world;
     service->exports = server->exports.exports;
     service->export_count = server->exports.count;
