@@ -17,7 +17,11 @@ struct loop;
  * -ENOMEM. Does not suspend.
  */
 int stream_socket_create(struct loop *loop, int fd, struct stream **out);
-/* A pair of descriptors (stdin, stdout) as one stream; they are closed with it. Takes over both. */
+/*
+ * A pair of descriptors (stdin, stdout) as one stream; they are closed with it. Takes over both, also
+ * on failure; they may be the same socket. Pipes have no way to ask for EPIPE without SIGPIPE: where
+ * out_fd is no socket and SIGPIPE would end the process, it is ignored from here on. -ENOMEM.
+ */
 int stream_pair_create(struct loop *loop, int in_fd, int out_fd, struct stream **out);
 
 /*
