@@ -23,9 +23,11 @@
 #endif
 
 #ifdef BUFFERS_POISON
-#include <sanitizer/asan_interface.h>
-#define POISON(address, len)   ASAN_POISON_MEMORY_REGION((address), (len))
-#define UNPOISON(address, len) ASAN_UNPOISON_MEMORY_REGION((address), (len))
+/* Of the sanitizer's run-time library. */
+void __asan_poison_memory_region(void const volatile *address, size_t len);
+void __asan_unpoison_memory_region(void const volatile *address, size_t len);
+#define POISON(address, len)   __asan_poison_memory_region((address), (len))
+#define UNPOISON(address, len) __asan_unpoison_memory_region((address), (len))
 #else
 #define POISON(address, len)   ((void)(address), (void)(len))
 #define UNPOISON(address, len) ((void)(address), (void)(len))

@@ -441,6 +441,27 @@ START_TEST(statement_55_many_in_flight_out_of_order)
 }
 END_TEST
 
+START_TEST(replies_that_come_during_a_send_follow_it)
+{
+    rig = rig_create();
+    struct client *client = client_enter(rig, "", SIMPLE);
+    client->window = 100;
+    client_request(client, NBD_CMD_READ, 0, 1, 0, 4096);
+    client_request(client, NBD_CMD_READ, 0, 2, 4096, 4096);
+    client_request(client, NBD_CMD_FLUSH, 0, 3, 0, 0);
+    ck_assert(client_unread(client) == 100 && client->sends == 1);
+    client->window = SIZE_MAX;
+    wait_queue_wake_all(&client->sending);
+    rig_run(rig);
+    ck_assert_uint_eq(client->sends, 2);
+    expect_read_simple(client, 1, 0, 4096);
+    expect_read_simple(client, 2, 4096, 4096);
+    client_expect_simple(client, 3, 0);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
 START_TEST(sends_at_once_without_turns)
 {
     rig = rig_create();
@@ -696,6 +717,7 @@ int main(void)
         statement_49_block_status,
         pipelined_requests_in_any_delivery,
         statement_55_many_in_flight_out_of_order,
+        replies_that_come_during_a_send_follow_it,
         sends_at_once_without_turns,
         requests_in_flight_are_bounded,
         bytes_in_flight_are_bounded,
