@@ -24,6 +24,7 @@ void alloc_init(struct alloc *alloc, uint64_t first_free, bool appended_reads_ze
     alloc->zero_from = appended_reads_zero ? first_free : UINT64_MAX;
     alloc->scan_next = 0;
     alloc->scan_end = first_free;
+    co_mutex_init(&alloc->end_lock);
 }
 
 static void remove_run(struct alloc *alloc, unsigned at)
@@ -161,8 +162,8 @@ static int co_scan_some(struct qcow2 *q)
     return 0;
 }
 
-/* O7: the position is computed and reserved in one step. */
-static int reserve_at_end(struct qcow2 *q, uint64_t count, struct free_run *taken)
+/* O7: the position is computed and reserved in one step, with end_lock held. */
+static int reserve_at_end_locked(struct qcow2 *q, uint64_t count, struct free_run *taken)
 {
     struct alloc *alloc = &q->alloc;
     uint64_t end_bytes;
@@ -179,6 +180,30 @@ static int reserve_at_end(struct qcow2 *q, uint64_t count, struct free_run *take
     return 0;
 }
 
+static int co_reserve_at_end(struct qcow2 *q, uint64_t count, struct free_run *taken)
+{
+    co_mutex_lock(&q->alloc.end_lock);
+    int ret = reserve_at_end_locked(q, count, taken);
+    co_mutex_unlock(&q->alloc.end_lock);
+    return ret;
+}
+
+int co_alloc_extend_file(struct qcow2 *q)
+{
+    int ret = 0;
+
+    if (q->disk->is_block_device) {
+        return 0;
+    }
+    co_mutex_lock(&q->alloc.end_lock);
+    uint64_t end = q->alloc.append_next << q->geo.cluster_bits;
+    if (q->disk->size_bytes < end) {
+        ret = q->disk->ops->co_truncate(q->disk, end);
+    }
+    co_mutex_unlock(&q->alloc.end_lock);
+    return ret;
+}
+
 static int co_choose(struct qcow2 *q, uint64_t count, struct free_run *taken)
 {
     if (take_run(&q->alloc, count, false, taken)) {
@@ -193,7 +218,7 @@ static int co_choose(struct qcow2 *q, uint64_t count, struct free_run *taken)
     if (take_run(&q->alloc, count, true, taken)) {
         return 0;
     }
-    return reserve_at_end(q, count, taken);
+    return co_reserve_at_end(q, count, taken);
 }
 
 /* Returns the unclaimed part behind `from` to where it came from. */
@@ -242,7 +267,7 @@ int co_alloc_contiguous(struct qcow2 *q, uint64_t count, uint64_t *first)
 {
     for (;;) {
         struct free_run taken;
-        int ret = reserve_at_end(q, count, &taken);
+        int ret = co_reserve_at_end(q, count, &taken);
         if (ret < 0) {
             return ret;
         }

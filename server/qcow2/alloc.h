@@ -11,6 +11,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "sched/sync.h"
+
 struct qcow2;
 
 struct free_run {
@@ -28,6 +30,11 @@ struct alloc {
     uint64_t zero_from;    /* clusters from here on were never written: they read as zeroes */
     uint64_t scan_next;    /* clusters before it have been looked at */
     uint64_t scan_end;
+    /*
+     * Held while a position at the end is reserved, and while the file is extended to cover what is
+     * reserved: ftruncate() would cut off a write beyond the size it was told.
+     */
+    struct co_mutex end_lock;
 };
 
 /* first_free: the first cluster past the end of the file and of all metadata. */
@@ -46,6 +53,9 @@ int co_alloc_contiguous(struct qcow2 *q, uint64_t count, uint64_t *first);
 /* Gives back clusters that were never published. Failure to count them down leaks them, with a log
  * line. May suspend. */
 void co_alloc_undo(struct qcow2 *q, uint64_t first, uint64_t count);
+
+/* Makes the file as long as what is reserved, so that nothing counted lies past its end. */
+int co_alloc_extend_file(struct qcow2 *q);
 
 /* Hint: these clusters count 0 now. */
 void alloc_add_free(struct alloc *alloc, uint64_t first, uint64_t count, bool reads_zero);

@@ -183,17 +183,6 @@ static int co_fsync(struct qcow2 *q)
     return ret < 0 ? engine_fail(q, -ret, "fsync") : 0;
 }
 
-/* Every cluster that is counted lies inside the file, so that no table ever points past its end. */
-static int co_extend_file(struct qcow2 *q)
-{
-    uint64_t end = q->alloc.append_next << q->geo.cluster_bits;
-    if (q->disk->is_block_device || q->disk->size_bytes >= end) {
-        return 0;
-    }
-    int ret = q->disk->ops->co_truncate(q->disk, end);
-    return ret < 0 ? engine_fail(q, -ret, "extending the file") : 0;
-}
-
 /* The old table's clusters go when the header names the new one. */
 static void retire_reftable(struct qcow2 *q, host_off old, uint32_t old_clusters)
 {
@@ -237,9 +226,9 @@ static int co_write_reftable(struct qcow2 *q, struct snapshot_pieces *pieces)
 
 static int co_first_wave(struct qcow2 *q, struct snapshot_pieces *pieces)
 {
-    int ret = co_extend_file(q);
+    int ret = co_alloc_extend_file(q);
     if (ret < 0) {
-        return ret;
+        return engine_fail(q, -ret, "extending the file");
     }
     ret = co_slice_commit_write(&q->cache, SLICE_REFCOUNT);
     if (ret < 0) {
