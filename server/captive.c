@@ -37,6 +37,7 @@ int captive_start(struct captive *captive, const char *command,
     }
     sigemptyset(&defaults);
     sigaddset(&defaults, SIGPIPE);
+    sigaddset(&defaults, SIGXFSZ);
     result = -posix_spawnattr_init(&attributes);
     if (result == 0) {
         posix_spawnattr_setsigmask(&attributes, original_mask);

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,6 +60,9 @@ int main(int argc, char **argv)
         return EXIT_FAILURE;
     }
     log_set_level(config.log_level);
+    /* A peer that is gone and a file that may not grow are errors of one request, and no end. */
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
     int exit_status = run_command(&config);
     /* What was printed is in a buffer: a full disk shows only now. */
     if (fflush(stdout) == EOF || ferror(stdout)) {

@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "base/limits.h"
@@ -32,6 +33,9 @@
 #include "uri.h"
 
 #define GRACE_NS (LIMIT_SHUTDOWN_GRACE_MS * 1000000ULL)
+
+/* What we open beside connections and images: ring, signals, listeners, standard descriptors. */
+#define OTHER_DESCRIPTORS 64U
 
 /* How clients reach us; owned strings, empty where there is no such way. */
 struct address {
@@ -131,6 +135,20 @@ static void on_signal(void *arg, int signal_number)
         break;
     }
     wait_queue_wake_all(&server->changed);
+}
+
+/* The usual limit of 1024 would be full before the last connection that we promise to take. */
+static void raise_descriptor_limit(void)
+{
+    const rlim_t wanted = LIMIT_CONNECTIONS + LIMIT_CHAIN_DEPTH + OTHER_DESCRIPTORS;
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= wanted) {
+        return;
+    }
+    limit.rlim_cur = MIN_OF(wanted, limit.rlim_max);
+    if (setrlimit(RLIMIT_NOFILE, &limit) < 0) {
+        log_warning("cannot raise the limit of open files: %s", strerror(errno));
+    }
 }
 
 static int watch_signals(struct server *server)
@@ -400,7 +418,7 @@ int serve(const char *image, const struct serve_config *config)
     server->exit_status = EXIT_FAILURE;
     wait_queue_init(&server->changed);
     group_init(&server->cutters);
-    signal(SIGPIPE, SIG_IGN);
+    raise_descriptor_limit();
     if (runtime_start(&server->runtime, &err) < 0) {
         log_error("%s", err.text);
         free(server);
