@@ -50,6 +50,13 @@ void check_leak(struct check_state *state, const char *format, ...)
     state->result->leaks++;
 }
 
+void check_note(struct check_state *state, const char *line)
+{
+    if (state->options->finding) {
+        state->options->finding(state->options->arg, line);
+    }
+}
+
 void check_progress(struct check_state *state, unsigned from_permille, unsigned to_permille,
                     uint64_t done, uint64_t total)
 {
@@ -117,6 +124,7 @@ static void state_init(struct check_state *state, struct disk *disk, struct head
     refmap_init(&state->tables, &state->budget_bytes);
     refmap_init(&state->active_tables, &state->budget_bytes);
     refmap_init(&state->disk_counts, &state->budget_bytes);
+    refmap_init(&state->dangling, &state->budget_bytes);
 }
 
 static void state_free(struct check_state *state)
@@ -126,6 +134,7 @@ static void state_free(struct check_state *state)
     refmap_free(&state->tables);
     refmap_free(&state->active_tables);
     refmap_free(&state->disk_counts);
+    refmap_free(&state->dangling);
     free(state->reftable);
     free(state->block_states);
 }

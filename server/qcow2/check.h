@@ -48,8 +48,10 @@ struct check_options {
  * rebuild writes new refcount blocks and table into free space past the end, flushes, then switches the
  * header. Repair all also corrects COPIED flags, and clears the dirty and corrupt bits once nothing
  * corrupt is left. Entries that point nowhere sane are reported and left (reads of them give EIO),
- * unless they can be zeroed without losing data. May suspend. Memory: about 4 bytes for each host
- * cluster in use (two-level; a sparse or lying file costs nothing), at most LIMIT_CHECK_BYTES.
+ * unless they can be zeroed without losing data. While such entries are left, leaks are kept (they may
+ * be what those entries once led to), and the file is not made to grow over clusters that they name.
+ * Memory: about 4 bytes for each host cluster in use (two-level; a sparse or lying file costs nothing), at
+ * most LIMIT_CHECK_BYTES. May suspend.
  */
 int co_qcow2_check(struct disk *disk, struct header *header, const struct check_options *options,
                    struct check_result *result, struct errtext *err);

@@ -163,7 +163,23 @@ static int co_switch_structure(struct check_state *state, const struct rebuild_p
     return co_flush(state);
 }
 
-static int co_rebuild(struct check_state *state)
+/*
+ * Whether the file would grow over clusters that entries name although they are past its end: those
+ * would come to life there, and read as something that nobody wrote instead of failing.
+ */
+static bool would_revive_entries(struct check_state *state, const struct rebuild_plan *plan)
+{
+    uint64_t named = 0;
+
+    if (plan_end(plan) <= state->end_cluster) {
+        return false;
+    }
+    return (refmap_next(&state->dangling, &named) && named < plan_end(plan)) ||
+           plan_end(plan) - state->end_cluster > DANGLING_WINDOW_CLUSTERS;
+}
+
+/* *rebuilt: false when it would do harm; then nothing was written. */
+static int co_rebuild(struct check_state *state, bool *rebuilt)
 {
     struct rebuild_plan plan;
     /* Past everything referenced, the old structure included; past the file too where that can
@@ -175,6 +191,13 @@ static int co_rebuild(struct check_state *state)
     if (!plan_rebuild(state, start, &plan) && !plan_rebuild(state, past_references, &plan)) {
         return check_failed(state, -EFBIG, "the refcount table would be larger than 8 MiB");
     }
+    if (would_revive_entries(state, &plan)) {
+        check_note(state, "the refcounts need a rebuild, which must not make the file grow over "
+                          "clusters that damaged entries lead to: nothing was rebuilt");
+        *rebuilt = false;
+        return 0;
+    }
+    *rebuilt = true;
     uint8_t *block = malloc(state->geo->cluster_bytes);
     uint8_t *table = calloc(plan.table_clusters, state->geo->cluster_bytes);
     int rc = block && table ? co_write_structure(state, &plan, block, table) : -ENOMEM;
@@ -398,10 +421,14 @@ static int co_repair_leaks(struct check_state *state)
 static int co_repair_all(struct check_state *state)
 {
     bool keep_leaks = state->damaged_entries > 0;
+    bool rebuilt = false;
     int rc = keep_leaks ? co_check_compare(state, COMPARE_ADOPT) : 0;
 
     if (rc == 0 && state->structure_damaged) {
-        rc = co_rebuild(state);
+        rc = co_rebuild(state, &rebuilt);
+        if (rc < 0 || !rebuilt) {
+            return rc;
+        }
     } else if (rc == 0) {
         rc = co_check_compare(state, COMPARE_RAISE);
         if (rc == 0) {
@@ -411,7 +438,7 @@ static int co_repair_all(struct check_state *state)
     if (rc == 0) {
         rc = co_mend_entries(state);
     }
-    if (rc == 0 && !state->structure_damaged && !keep_leaks) {
+    if (rc == 0 && !rebuilt && !keep_leaks) {
         rc = co_lower(state);
     }
     return rc;

@@ -17,6 +17,9 @@
 #include "qcow2/check.h"
 #include "qcow2/refmap.h"
 
+/* More than any refcount structure has. */
+#define DANGLING_WINDOW_CLUSTERS (1ULL << 22)
+
 /* What an entry of the refcount table leads to. */
 enum block_state { BLOCK_ABSENT, BLOCK_GOOD, BLOCK_BAD };
 
@@ -39,6 +42,9 @@ struct check_state {
     struct refmap tables;        /* of these, as an L2 table */
     struct refmap active_tables; /* of these, from the active L1 table */
     struct refmap disk_counts;   /* enum disk_count */
+    /* Named by entries although past the end of the file, up to DANGLING_WINDOW_CLUSTERS behind it:
+     * what a repair put there would come to life under those entries. */
+    struct refmap dangling;
 
     uint64_t *reftable;
     uint8_t *block_states; /* enum block_state, for each entry of the refcount table */
@@ -64,6 +70,8 @@ void check_corruption(struct check_state *state, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 void check_leak(struct check_state *state, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
+/* Says something that is no finding, also while repairing. */
+void check_note(struct check_state *state, const char *line);
 void check_progress(struct check_state *state, unsigned from_permille, unsigned to_permille,
                     uint64_t done, uint64_t total);
 int check_failed(struct check_state *state, int rc, const char *what);
@@ -84,7 +92,7 @@ struct l2_view {
     bool is_bad_place;    /* unaligned or outside of the file */
     bool is_outside;      /* of is_bad_place */
     bool reads_zero_only; /* the place is not needed for reading */
-    uint64_t start;       /* 0 and len 0: no host cluster */
+    uint64_t start;       /* of what the entry leads to, sane or not; len 0: to nothing */
     uint64_t len_bytes;
 };
 struct l2_view check_l2_view(const struct check_state *state, uint64_t descriptor, uint64_t bitmap);

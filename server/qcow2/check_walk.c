@@ -49,6 +49,23 @@ static int refer(struct check_state *state, struct refmap *kind, uint64_t start,
     return 0;
 }
 
+/* Remembers a reference past the end of the file, where a repair might put something. */
+static int note_dangling(struct check_state *state, uint64_t start, uint64_t len)
+{
+    uint64_t first = start >> state->geo->cluster_bits;
+    uint64_t last = (start + len - 1) >> state->geo->cluster_bits;
+    int rc = 0;
+
+    assert(len > 0);
+    for (uint64_t cluster = first; cluster <= last && rc == 0; cluster++) {
+        if (cluster >= state->end_cluster &&
+            cluster - state->end_cluster < DANGLING_WINDOW_CLUSTERS) {
+            rc = refmap_add(&state->dangling, cluster, 1);
+        }
+    }
+    return rc < 0 ? check_failed(state, rc, "") : 0;
+}
+
 /*
  * Tables of 8-byte entries: L1 tables of disk and snapshots, bitmap tables. They may overlap each
  * other in a damaged image, so they are swept together: every entry is looked at once and counts
@@ -192,7 +209,7 @@ static int visit_l1_entry(struct check_state *state, uint64_t at, uint64_t entry
                          "L1 entry at 0x%" PRIx64 " is 0x%016" PRIx64
                          ": the L2 table is outside of the file",
                          at, entry);
-        return 0;
+        return note_dangling(state, table, state->geo->cluster_bytes);
     }
     if (active && copied_is_wrong(state, table, entry)) {
         check_corruption(state,
@@ -245,7 +262,6 @@ static struct l2_view view_compressed(const struct check_state *state, uint64_t 
     if (!is_in_file(state, start.bytes, len)) {
         view.is_bad_place = true;
         view.is_outside = true;
-        return view;
     }
     view.start = start.bytes;
     view.len_bytes = len;
@@ -283,10 +299,8 @@ struct l2_view check_l2_view(const struct check_state *state, uint64_t descripto
     }
     view.is_outside = !is_in_file(state, offset, geo->cluster_bytes);
     view.is_bad_place = view.is_outside || !host_is_aligned(geo, (host_off){offset});
-    if (!view.is_bad_place) {
-        view.start = offset;
-        view.len_bytes = geo->cluster_bytes;
-    }
+    view.start = offset;
+    view.len_bytes = geo->cluster_bytes;
     return view;
 }
 
@@ -332,6 +346,9 @@ static int visit_l2_entry(struct check_state *state, uint64_t at, uint64_t descr
     }
     if (view.len_bytes == 0) {
         return 0;
+    }
+    if (view.is_bad_place) {
+        return note_dangling(state, view.start, view.len_bytes);
     }
     if (active) {
         state->result->allocated_clusters += active;
@@ -419,7 +436,7 @@ static int visit_bitmap_entry(struct check_state *state, uint64_t at, uint64_t e
                          "bitmap table entry at 0x%" PRIx64 " is 0x%016" PRIx64
                          ": the cluster is not aligned, or outside of the file",
                          at, entry);
-        return 0;
+        return note_dangling(state, offset, state->geo->cluster_bytes);
     }
     int rc = refer(state, &state->exclusive, offset, state->geo->cluster_bytes, count);
     return rc < 0 ? check_failed(state, rc, "") : 0;

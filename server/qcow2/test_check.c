@@ -11,10 +11,12 @@
 #include <unistd.h>
 
 #include "base/bytes.h"
+#include "io/sim.h"
 #include "qcow2/blocking_world.h"
 #include "qcow2/check.h"
 #include "qcow2/refmap.h"
 #include "qcow2/test_images.h"
+#include "sched/co.h"
 
 static struct blocking_world world;
 static struct errtext err;
@@ -230,6 +232,25 @@ START_TEST(leaks_stay_while_entries_are_damaged)
 }
 END_TEST
 
+/* A truncated file: growing it would turn what reads as an error into zeroes that nobody wrote. */
+START_TEST(repair_revives_nothing)
+{
+    struct test_image image;
+    struct check_result result;
+    struct findings findings = {"nothing was rebuilt", false, 0};
+
+    test_image_build(&image, &geometries[0]);
+    image.len_bytes -= image.geo.cluster_bytes;
+    test_image_put(&image, test_image_reftable_at(&image, 0), 0);
+    test_image_save(&image, image_path);
+    ck_assert_int_eq(check_image(CHECK_REPAIR_ALL, &findings, &result), 0);
+    ck_assert_int_eq(verdict_of(&result), VERDICT_CORRUPT);
+    ck_assert(findings.seen);
+    assert_file_is(&image, "truncated");
+    test_image_free(&image);
+}
+END_TEST
+
 START_TEST(counts_of_clusters)
 {
     struct test_image image;
@@ -338,6 +359,131 @@ START_TEST(read_only_repair)
 END_TEST
 
 /*
+ * Power cuts in the middle of a repair, in the simulated world: any subset of what was not flushed
+ * is lost, and the next repair must end what the first began.
+ */
+
+struct sim_repair {
+    struct world *world;
+    struct check_result result;
+    int rc;
+    bool done;
+};
+
+static void co_sim_repair(void *arg)
+{
+    struct sim_repair *repair = arg;
+    struct check_options options = {.repair = CHECK_REPAIR_ALL};
+    struct disk *disk;
+    struct header header;
+
+    repair->rc =
+        repair->world->ops->co_disk_open(repair->world, "disk", DISK_WRITABLE, &disk, &err);
+    if (repair->rc == 0) {
+        repair->rc = co_header_read(disk, &header, &err);
+        if (repair->rc == 0) {
+            repair->rc = co_qcow2_check(disk, &header, &options, &repair->result, &err);
+            header_free(&header);
+        }
+        disk_close(disk);
+    }
+    repair->done = true;
+}
+
+/* Whether the repair was cut; false: it ended before. */
+static bool cut_after(struct sim_repair *repair, uint64_t steps)
+{
+    repair->done = false;
+    ck_assert_int_eq(coro_spawn(co_sim_repair, repair, "repair"), 0);
+    for (uint64_t i = 0; i < steps && !repair->done; i++) {
+        sim_step(repair->world);
+    }
+    if (repair->done) {
+        return false;
+    }
+    sim_crash(repair->world);
+    sim_run(repair->world, 0);
+    ck_assert(repair->done);
+    sim_reboot(repair->world);
+    return true;
+}
+
+static void cut_repair(const struct test_image *image, const char *name, uint64_t seed)
+{
+    struct sim_repair repair = {.world = sim_create(seed)};
+    bool was_cut = true;
+
+    ck_assert_ptr_nonnull(repair.world);
+    for (uint64_t steps = 8; was_cut && steps < 400; steps += 1 + seed % 3) {
+        ck_assert_int_eq(sim_file_put(repair.world, "disk", image->bytes, image->len_bytes), 0);
+        was_cut = cut_after(&repair, steps);
+        ck_assert(was_cut || repair.rc == 0);
+        repair.done = false;
+        ck_assert_int_eq(coro_spawn(co_sim_repair, &repair, "repair"), 0);
+        sim_run(repair.world, 0);
+        ck_assert_msg(repair.rc == 0 && verdict_of(&repair.result) == VERDICT_CLEAN,
+                      "%s, seed %u: not repaired after a power cut at step %u: %d", name,
+                      (unsigned)seed, (unsigned)steps, repair.rc);
+    }
+    ck_assert_msg(!was_cut, "%s: the repair never ends", name);
+    sim_free(repair.world);
+}
+
+START_TEST(power_cuts)
+{
+    for (size_t i = 0; i < test_damage_count; i++) {
+        struct test_image image;
+        test_image_build(&image, &geometries[_i]);
+        if (test_damages[i].repairable && test_damages[i].apply(&image)) {
+            for (uint64_t seed = 1; seed <= 4; seed++) {
+                cut_repair(&image, test_damages[i].name, seed);
+            }
+        }
+        test_image_free(&image);
+    }
+    coro_pool_drain();
+}
+END_TEST
+
+/*
+ * Random words all over the metadata. Whatever they are, a check is orderly, and a repair leaves
+ * what the next one finds nothing more to do in.
+ */
+START_TEST(garbage)
+{
+    unsigned seed = 99U + (unsigned)_i;
+
+    for (unsigned round = 0; round < 150; round++) {
+        struct test_image image;
+        struct check_result first;
+        struct check_result second;
+        test_image_build(&image, &geometries[_i]);
+        for (unsigned n = 0; n < 1 + round % 5; n++) {
+            uint64_t word = (uint64_t)rand_r(&seed) << 33 ^ (uint64_t)rand_r(&seed) << 12 ^
+                            (uint64_t)rand_r(&seed);
+            uint64_t cluster = 1 + (uint64_t)rand_r(&seed) % 4;
+            uint64_t entry = (uint64_t)rand_r(&seed) % 16;
+            unsigned kind = (unsigned)rand_r(&seed) % 3;
+            /* Small offsets lead into the file. */
+            word = kind == 0 ? word : (word & 15) * image.geo.cluster_bytes | (word & 1ULL << 63);
+            word |= kind == 2 ? QCOW2_COMPRESSED : 0;
+            test_image_put(&image, cluster * image.geo.cluster_bytes + entry * 8, word);
+        }
+        test_image_save(&image, image_path);
+        test_image_free(&image);
+        ck_assert_int_eq(check_image(CHECK_ONLY, NULL, &first), 0);
+        ck_assert_int_eq(check_image(CHECK_REPAIR_ALL, NULL, &first), 0);
+        test_image_load(&image, image_path);
+        ck_assert_int_eq(check_image(CHECK_REPAIR_ALL, NULL, &second), 0);
+        ck_assert_msg(second.corruptions == first.corruptions && second.leaks == first.leaks,
+                      "round %u: %u corruptions after one repair, %u after two", round,
+                      (unsigned)first.corruptions, (unsigned)second.corruptions);
+        test_image_free(&image);
+    }
+}
+END_TEST
+
+/*
  * The map under it all.
  */
 
@@ -397,7 +543,10 @@ int main(void)
     tcase_add_loop_test(tcase, damages, 0, count);
     tcase_add_loop_test(tcase, interrupted_repairs, 0, count);
     tcase_add_loop_test(tcase, repair_leaks_only_touches_leaks, 0, count);
+    tcase_add_loop_test(tcase, power_cuts, 0, count);
+    tcase_add_loop_test(tcase, garbage, 0, count);
     tcase_add_test(tcase, leaks_stay_while_entries_are_damaged);
+    tcase_add_test(tcase, repair_revives_nothing);
     tcase_add_test(tcase, counts_of_clusters);
     tcase_add_test(tcase, damage_bits);
     tcase_add_test(tcase, findings_are_bounded);
