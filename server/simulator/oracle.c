@@ -402,32 +402,47 @@ static void text_add(struct text *text, const char *format, ...)
     }
 }
 
-/* Says what the bytes are: whose, and where they belong. */
+/* What a word of a pattern says: whose it is and where it belongs. */
+struct origin {
+    uint32_t value;
+    uint64_t offset;
+};
+
+static struct origin origin_of(uint64_t word)
+{
+    if (word == 0) {
+        return (struct origin){.value = ORACLE_ZERO};
+    }
+    uint64_t mixed = unmix(word);
+    return (struct origin){(uint32_t)(mixed >> 32), (uint64_t)(uint32_t)mixed * 8};
+}
+
+/* Says what the bytes are, run by run of words. Ragged ends are left out. */
 static void describe_bytes(struct text *text, uint64_t offset, const uint8_t *bytes, size_t len)
 {
-    size_t skip = (size_t)((8 - offset % 8) % 8);
-    bool zero = true;
-    for (size_t i = 0; i < len; i++) {
-        zero = zero && bytes[i] == 0;
-    }
-    if (zero) {
-        text_add(text, "zeroes");
-        return;
-    }
+    size_t at = (size_t)((8 - offset % 8) % 8);
+    struct origin last = {.value = ORACLE_ZERO, .offset = UINT64_MAX};
+    bool first = true;
     text_add(text, "bytes");
     for (size_t i = 0; i < MIN_OF(len, 8U); i++) {
         text_add(text, " %02x", bytes[i]);
     }
-    for (; skip + 8 <= len; skip += 8) {
+    for (; at + 8 <= len; at += 8) {
         uint64_t word;
-        memcpy(&word, bytes + skip, sizeof(word));
-        if (word != 0) {
-            uint64_t origin = unmix(word);
-            text_add(text,
-                     "; the word at +%zu would be of write %" PRIu64 " at %#" PRIx64
-                     " (it is at %#" PRIx64 ")",
-                     skip, origin >> 32, (uint64_t)(uint32_t)origin * 8, offset + skip);
-            return;
+        memcpy(&word, bytes + at, sizeof(word));
+        struct origin origin = origin_of(word);
+        bool follows =
+            !first && origin.value == last.value && (word == 0 || origin.offset == last.offset + 8);
+        first = false;
+        last = origin;
+        if (follows) {
+            continue;
+        }
+        if (word == 0) {
+            text_add(text, "; from %#" PRIx64 " zeroes", offset + at);
+        } else {
+            text_add(text, "; from %#" PRIx64 " what write %" PRIu32 " put at %#" PRIx64,
+                     offset + at, origin.value, origin.offset);
         }
     }
 }
@@ -571,17 +586,13 @@ void oracle_power_cut(struct oracle *oracle)
     for (size_t i = 0; i < oracle->count; i++) {
         struct range *range = &oracle->ranges[i];
         uint32_t kept = 0;
+        /* Equal values of different writes stay apart: the ranges beside have other histories. */
         for (uint32_t j = 0; j < range->count; j++) {
             struct candidate candidate = range->candidates[j];
-            bool known = !may_survive(oracle, &candidate);
-            for (uint32_t k = 0; k < kept && !known; k++) {
-                known = range->candidates[k].value == candidate.value;
-            }
-            if (!known) {
-                range->candidates[kept++] = (struct candidate){.value = candidate.value,
-                                                               .began = candidate.began,
-                                                               .ended = now,
-                                                               .gone = NEVER};
+            if (may_survive(oracle, &candidate)) {
+                candidate.ended = now;
+                candidate.gone = NEVER;
+                range->candidates[kept++] = candidate;
             }
         }
         assert(kept > 0);

@@ -46,6 +46,7 @@ struct run {
     struct life life;
     unsigned tasks;        /* coroutines of the run that have not returned */
     uint64_t steps_to_cut; /* until the power cut; 0: none is due */
+    uint64_t known_leaks;  /* left by power cuts, and not repaired */
     uint64_t requests;
     uint32_t last_value;
     const char *dump_directory; /* where images are left for other judges; NULL: nowhere */
