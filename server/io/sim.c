@@ -372,7 +372,9 @@ static int claim_space(struct sim_world *sim, const struct sim_op *op, uint64_t 
     if (full) {
         room = limit > sim->store.allocated_sectors ? limit - sim->store.allocated_sectors : 0;
     }
-    *fitting = MIN_OF(op->len, sim_rng_below(&sim->schedule, room + 1) * SIM_SECTOR_BYTES);
+    uint64_t fits_to = round_down_to(op->offset, SIM_SECTOR_BYTES) +
+                       sim_rng_below(&sim->schedule, room + 1) * SIM_SECTOR_BYTES;
+    *fitting = fits_to <= op->offset ? 0 : MIN_OF(op->len, fits_to - op->offset);
     return -ENOSPC;
 }
 
