@@ -41,7 +41,8 @@ int engine_fail(struct qcow2 *q, int errno_value, const char *what)
     return -EIO;
 }
 
-static void log_damage(struct qcow2 *q, const char *format, va_list args)
+__attribute__((format(printf, 2, 0))) static void log_damage(struct qcow2 *q, const char *format,
+                                                             va_list args)
 {
     char text[400];
 
