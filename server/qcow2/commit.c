@@ -15,8 +15,6 @@
 #include "qcow2/engine.h"
 #include "sched/co.h"
 
-#define L1_SECTOR_ENTRIES 64U /* entries in 512 bytes: what a disk writes whole */
-
 /* What a commit writes besides slices: copies of table parts, in order of position. */
 struct table_piece {
     uint64_t offset;

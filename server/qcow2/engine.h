@@ -58,6 +58,8 @@ struct reftable {
     struct co_mutex lock; /* making a refcount block */
 };
 
+#define L1_SECTOR_ENTRIES 64U /* entries in 512 bytes: what a disk writes whole */
+
 struct l1_table {
     uint64_t *entries;
     uint32_t count;

@@ -233,9 +233,27 @@ static int co_copy_table(struct qcow2 *q, host_off from, host_off to)
 static void l1_set(struct qcow2 *q, uint64_t index, uint64_t entry)
 {
     q->l1.entries[index] = entry;
-    q->l1.dirty_sectors[index / 64] = 1;
+    q->l1.dirty_sectors[index / L1_SECTOR_ENTRIES] = 1;
     q->l1.dirty = true;
     commit_arm_timer(q);
+}
+
+/*
+ * The L1 table of a sparse image is a hole. The first entry in a sector of it takes the sector's space,
+ * so that a commit does not meet ENOSPC there (O8). Entries never go back to zero: a sector that is
+ * blank in memory is blank on the disk. Call with l1.lock held.
+ */
+static int co_reserve_l1_sector(struct qcow2 *q, uint64_t index)
+{
+    uint64_t first = round_down_to(index, L1_SECTOR_ENTRIES);
+    uint64_t end = MIN_OF(first + L1_SECTOR_ENTRIES, q->l1.count);
+
+    for (uint64_t i = first; i < end; i++) {
+        if (q->l1.entries[i] != 0) {
+            return 0;
+        }
+    }
+    return q->disk->ops->co_zero(q->disk, q->header.l1_offset.bytes + first * 8, (end - first) * 8);
 }
 
 /*
@@ -251,7 +269,11 @@ static int co_make_table_locked(struct qcow2 *q, uint64_t index)
     if (old & QCOW2_COPIED) {
         return 0; /* somebody made it while this one waited for the lock */
     }
-    int ret = co_alloc(q, 1, &first, &got, &reads_zero);
+    int ret = co_reserve_l1_sector(q, index);
+    if (ret < 0) {
+        return ret;
+    }
+    ret = co_alloc(q, 1, &first, &got, &reads_zero);
     if (ret < 0) {
         return ret;
     }
