@@ -343,8 +343,7 @@ static bool die(struct load *load, const char *what)
 
     load->dead = true;
     fprintf(stderr, "oracle: %s; in flight, oldest first:\n", what);
-    list_for_each(link, &load->busy)
-    {
+    list_for_each(link, &load->busy) {
         if (shown++ == load->options.reports) {
             break;
         }

@@ -11,11 +11,11 @@
 
 #include "oracle_model.h"
 
-#define REQUEST_TYPES(X)                                                                           \
-    X(REQUEST_READ, "read")                                                                        \
-    X(REQUEST_WRITE, "write")                                                                      \
-    X(REQUEST_TRIM, "trim")                                                                        \
-    X(REQUEST_ZERO, "zero")                                                                        \
+#define REQUEST_TYPES(X)      \
+    X(REQUEST_READ, "read")   \
+    X(REQUEST_WRITE, "write") \
+    X(REQUEST_TRIM, "trim")   \
+    X(REQUEST_ZERO, "zero")   \
     X(REQUEST_FLUSH, "flush")
 
 #define REQUEST_ENUM(symbol, name) symbol,

@@ -68,8 +68,8 @@ struct extent_list {
 
 struct image_ops {
     /*
-     * Fills buf with [offset, offset + len). holes may be NULL: then the buffer is filled whole. When
-     * given, it is set on success. On error the buffer's content is undefined.
+     * Fills buf with [offset, offset + len). holes may be NULL: then the buffer is filled whole.
+     * When given, it is set on success. On error the buffer's content is undefined.
      */
     int (*co_read)(struct image *image, uint64_t offset, void *buf, size_t len,
                    struct read_holes *holes);
@@ -77,19 +77,18 @@ struct image_ops {
      * not changed and must stay until the call returns. */
     int (*co_write)(struct image *image, uint64_t offset, const void *buf, size_t len,
                     unsigned flags);
-    /* The range reads as zeroes after. flags: all. Large ranges are worked off in pieces, and hold up
-     * nobody but those who touch the piece at hand. -ENOSPC, -ENOTSUP (IMAGE_FAST_ZERO only). */
+    /* The range reads as zeroes after. flags: all. Large ranges are worked off in pieces, and hold
+     * up nobody but those who touch the piece at hand. -ENOSPC, -ENOTSUP (IMAGE_FAST_ZERO only). */
     int (*co_zero)(struct image *image, uint64_t offset, uint64_t len, unsigned flags);
     /* The range reads as zeroes after, and its space goes back to the host. flags: IMAGE_FUA. */
     int (*co_trim)(struct image *image, uint64_t offset, uint64_t len, unsigned flags);
     /* Everything that completed before the call is durable when it returns 0 (O4). */
     int (*co_flush)(struct image *image);
     /*
-     * Describes the range from its start, as far as the list has room, at least one extent. The sum of
-     * the lengths is at most len.
+     * Describes the range from its start, as far as the list has room, at least one extent. The sum
+     * of the lengths is at most len.
      */
-    int (*co_extents)(struct image *image, uint64_t offset, uint64_t len,
-                      struct extent_list *list);
+    int (*co_extents)(struct image *image, uint64_t offset, uint64_t len, struct extent_list *list);
     /*
      * Flushes (if writable), waits for background work, closes and frees the image and its backing
      * chain, whatever happens. 0 only if everything acknowledged is durable; else err says why. No

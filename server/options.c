@@ -57,11 +57,11 @@ const char options_help[] =
 enum long_only { OPTION_RUN = 256, OPTION_DISCARD, OPTION_CACHE, OPTION_REPAIR, OPTION_JSON };
 
 #define COMMON_LETTERS "vqhV"
-#define COMMON_OPTIONS                                                                             \
-    {"verbose", no_argument, NULL, 'v'}, {"quiet", no_argument, NULL, 'q'},                        \
-        {"help", no_argument, NULL, 'h'}, {"version", no_argument, NULL, 'V'},                     \
-    {                                                                                              \
-        NULL, 0, NULL, 0                                                                           \
+#define COMMON_OPTIONS                                                         \
+    {"verbose", no_argument, NULL, 'v'}, {"quiet", no_argument, NULL, 'q'},    \
+        {"help", no_argument, NULL, 'h'}, {"version", no_argument, NULL, 'V'}, \
+    {                                                                          \
+        NULL, 0, NULL, 0                                                       \
     }
 
 static const struct option serve_options[] = {
@@ -369,7 +369,8 @@ static const struct command_syntax syntaxes[] = {
     {"info", COMMAND_INFO, ":" COMMON_LETTERS, info_options, 1, take_info_option, NULL},
 };
 
-/* The option that takes no value but got one ("--stdio=x"), or NULL if that is not what happened.
+/*
+ * The option that takes no value but got one ("--stdio=x"), or NULL if that is not what happened.
  */
 static const struct option *option_with_needless_value(const struct command_syntax *syntax)
 {

@@ -4,7 +4,8 @@
 
 #include "options.h"
 
-/* `qcowd serve`: the server's whole life. Returns the exit status, after logging what went wrong.
+/*
+ * `qcowd serve`: the server's whole life. Returns the exit status, after logging what went wrong.
  */
 int serve(const char *image, const struct serve_config *config);
 

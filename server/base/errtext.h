@@ -21,9 +21,11 @@ int err_set(struct errtext *err, int errno_value, const char *format, ...)
 void err_prefix(struct errtext *err, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /*
- * Copies `len` bytes of foreign text to `out` (of out_bytes >= 8), as printable ASCII: everything else
- * becomes \xNN, and what does not fit ends in "...". Returns out. For names from images and peers.
+ * Copies `len` bytes of foreign text to `out` (of out_bytes >= 8), as printable ASCII: everything
+ * else becomes \xNN, and what does not fit ends in "...". Returns out. For names from images and
+ * peers.
  */
-const char *err_sanitise(char *out, unsigned long out_bytes, const void *foreign, unsigned long len);
+const char *err_sanitise(char *out, unsigned long out_bytes, const void *foreign,
+                         unsigned long len);
 
 #endif

@@ -15,7 +15,10 @@ struct list {
     struct list *prev;
 };
 
-#define LIST_INIT(name) {&(name), &(name)}
+#define LIST_INIT(name)  \
+    {                    \
+        &(name), &(name) \
+    }
 
 static inline void list_init(struct list *node)
 {
@@ -88,8 +91,8 @@ static inline void list_splice_back(struct list *to, struct list *from)
     for (struct list *pos = (head)->next; pos != (head); pos = pos->next)
 
 /* Safe against removal of pos. */
-#define list_for_each_safe(pos, after, head)                                            \
-    for (struct list *pos = (head)->next, *after = pos->next; pos != (head); pos = after, \
-                     after = pos->next)
+#define list_for_each_safe(pos, after, head)                                 \
+    for (struct list *pos = (head)->next, *after = pos->next; pos != (head); \
+         pos = after, after = pos->next)
 
 #endif

@@ -89,7 +89,8 @@ static int look_for_conflict(int fd, unsigned used, unsigned forbidden, const ch
     return 0;
 }
 
-/* Best effort, on a path that already fails: whoever called closes fd, which unlocks for certain.
+/*
+ * Best effort, on a path that already fails: whoever called closes fd, which unlocks for certain.
  */
 static void withdraw(int fd)
 {

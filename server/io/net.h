@@ -18,9 +18,9 @@ struct loop;
  */
 int stream_socket_create(struct loop *loop, int fd, struct stream **out);
 /*
- * A pair of descriptors (stdin, stdout) as one stream; they are closed with it. Takes over both, also
- * on failure; they may be the same socket. Pipes have no way to ask for EPIPE without SIGPIPE: where
- * out_fd is no socket and SIGPIPE would end the process, it is ignored from here on. -ENOMEM.
+ * A pair of descriptors (stdin, stdout) as one stream; they are closed with it. Takes over both,
+ * also on failure; they may be the same socket. Pipes have no way to ask for EPIPE without SIGPIPE:
+ * where out_fd is no socket and SIGPIPE would end the process, it is ignored from here on. -ENOMEM.
  */
 int stream_pair_create(struct loop *loop, int in_fd, int out_fd, struct stream **out);
 
@@ -31,12 +31,13 @@ int stream_pair_create(struct loop *loop, int in_fd, int out_fd, struct stream *
 int net_listen_unix(const char *path, int *fd, struct errtext *err);
 /*
  * Listens on every address that `address` (name, IPv4 or IPv6; NULL: loopback, both families) has,
- * at most `capacity` sockets. Port 0 lets the kernel choose one, the same for all. Returns the count of
- * descriptors in fds, or -errno with none open.
+ * at most `capacity` sockets. Port 0 lets the kernel choose one, the same for all. Returns the
+ * count of descriptors in fds, or -errno with none open.
  */
 int net_listen_tcp(const char *address, uint16_t port, int *fds, unsigned capacity,
                    struct errtext *err);
-/* Accepts one connection: the descriptor, or -errno (-ECANCELED after net_stop_accept). May suspend. */
+/* Accepts one connection: the descriptor, or -errno (-ECANCELED after net_stop_accept). May
+ * suspend. */
 struct accepter;
 int accepter_create(struct loop *loop, int listen_fd, struct accepter **out);
 int co_accept(struct accepter *accepter);

@@ -242,8 +242,7 @@ static const struct disk_ops sim_disk_ops = {
 
 static struct sim_file *file_find(const struct sim_world *sim, const char *path)
 {
-    list_for_each(node, &sim->files)
-    {
+    list_for_each(node, &sim->files) {
         struct sim_file *file = list_entry(node, struct sim_file, link);
         if (strcmp(file->path, path) == 0) {
             return file;
@@ -752,8 +751,7 @@ void sim_crash(struct world *world)
     if (sim->trace) {
         trace_line(sim, "power cut, keep mode %d, chance %u ppm", (int)keep, keep_ppm);
     }
-    list_for_each(node, &sim->files)
-    {
+    list_for_each(node, &sim->files) {
         sim_file_crash(list_entry(node, struct sim_file, link), keep, keep_ppm, &sim->power);
     }
     sim->crashed = true;

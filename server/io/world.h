@@ -40,8 +40,9 @@ struct world_ops {
     uint64_t (*now_ns)(struct world *world);
     uint64_t (*random64)(struct world *world);
     /*
-     * Calls timer->fired on the loop's stack at deadline_ns or later. Starting a timer that is armed
-     * moves it, stopping one that is not armed is fine. A timer begins as all zero but `fired`.
+     * Calls timer->fired on the loop's stack at deadline_ns or later. Starting a timer that is
+     * armed moves it, stopping one that is not armed is fine. A timer begins as all zero but
+     * `fired`.
      */
     void (*timer_start)(struct world *world, struct world_timer *timer, uint64_t deadline_ns);
     void (*timer_stop)(struct world *world, struct world_timer *timer);
@@ -51,10 +52,10 @@ struct world_ops {
      */
     void (*co_work)(struct world *world, void (*fn)(void *arg), void *arg);
     /*
-     * Opens a plain path (never a protocol: O10): a regular file or block device, everything else is
-     * refused. Takes QEMU's byte-range locks unless DISK_NO_LOCK (see filelock.h): writable excludes
-     * other writers, read-only shares with readers. On success *out is owned by the caller, who ends
-     * it with disk_close(). On failure err names the path and what to do.
+     * Opens a plain path (never a protocol: O10): a regular file or block device, everything else
+     * is refused. Takes QEMU's byte-range locks unless DISK_NO_LOCK (see filelock.h): writable
+     * excludes other writers, read-only shares with readers. On success *out is owned by the
+     * caller, who ends it with disk_close(). On failure err names the path and what to do.
      */
     int (*co_disk_open)(struct world *world, const char *path, unsigned flags, struct disk **out,
                         struct errtext *err);
@@ -75,13 +76,15 @@ struct disk_ops {
      * iovec array is not changed.
      */
     int (*co_read)(struct disk *disk, uint64_t offset, const struct iovec *iov, int iov_count);
-    /* Writes all of it, growing the file as needed. After an error any part may have been written. */
+    /*
+     * Writes all of it, growing the file as needed. After an error any part may have been written.
+     */
     int (*co_write)(struct disk *disk, uint64_t offset, const struct iovec *iov, int iov_count);
     /* fdatasync: everything whose completion was seen before the call is durable, size included. */
     int (*co_flush)(struct disk *disk);
     /*
-     * Makes the range read as zeroes with its space allocated, so that a later write cannot fail with
-     * ENOSPC; grows the file as needed.
+     * Makes the range read as zeroes with its space allocated, so that a later write cannot fail
+     * with ENOSPC; grows the file as needed.
      */
     int (*co_zero)(struct disk *disk, uint64_t offset, uint64_t len);
     /*
@@ -148,7 +151,8 @@ void co_sleep_ns(struct world *world, uint64_t delay_ns);
 
 struct wait_queue;
 /*
- * As co_wait(), but gives up after timeout_ns: 0 when woken through the queue, -ETIMEDOUT otherwise.
+ * As co_wait(), but gives up after timeout_ns: 0 when woken through the queue, -ETIMEDOUT
+ * otherwise.
  */
 int co_wait_timeout(struct world *world, struct wait_queue *queue, uint64_t timeout_ns);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * The real world: disks through io_uring on the thread's loop. What the page cache can answer at once
- * is answered at once, without a trip through the ring; the rest goes through it.
+ * The real world: disks through io_uring on the thread's loop. What the page cache can answer at
+ * once is answered at once, without a trip through the ring; the rest goes through it.
  */
 #ifndef QCOWD_IO_WORLD_REAL_H
 #define QCOWD_IO_WORLD_REAL_H

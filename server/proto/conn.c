@@ -113,7 +113,8 @@ static void on_timer(struct world_timer *timer)
     }
 }
 
-/* While others wait for the common budget: cuts those that hold bytes of it and do not move them.
+/*
+ * While others wait for the common budget: cuts those that hold bytes of it and do not move them.
  */
 static void on_stall_timer(struct world_timer *timer)
 {
@@ -123,8 +124,7 @@ static void on_stall_timer(struct world_timer *timer)
     if (service->budget_waiters == 0) {
         return;
     }
-    list_for_each(link, &service->connections)
-    {
+    list_for_each(link, &service->connections) {
         struct connection *conn = list_entry(link, struct connection, link);
         bool stalled =
             is_past(conn->receive_stalls_ns, now_ns) || is_past(conn->send_stalls_ns, now_ns);
@@ -139,8 +139,7 @@ static void on_grace_over(struct world_timer *timer)
 {
     struct nbd_service *service = container_of(timer, struct nbd_service, grace_timer);
 
-    list_for_each(link, &service->connections)
-    {
+    list_for_each(link, &service->connections) {
         connection_abort(list_entry(link, struct connection, link),
                          "it was not gone within the time to shut down");
     }
@@ -275,8 +274,7 @@ void co_nbd_drain(struct nbd_service *service, uint64_t grace_ns)
     struct world *world = service->world;
 
     service->draining = true;
-    list_for_each(link, &service->connections)
-    {
+    list_for_each(link, &service->connections) {
         drain_one(list_entry(link, struct connection, link));
     }
     uint64_t deadline_ns = world_now_ns(world) + grace_ns;

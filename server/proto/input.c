@@ -61,7 +61,8 @@ void input_take(struct input *input, size_t len)
     input->taken_since_fill++;
 }
 
-/* One receive into the free part of the buffer; the count, 0 at the end of the stream, or -errno.
+/*
+ * One receive into the free part of the buffer; the count, 0 at the end of the stream, or -errno.
  */
 static ssize_t co_fill(struct input *input)
 {

@@ -39,8 +39,8 @@ static unsigned named(bool listing, const char *const *queries, unsigned count)
     return query.contexts;
 }
 
-#define NAMED(listing, ...)                                                                        \
-    named(listing, (const char *const[]){__VA_ARGS__},                                             \
+#define NAMED(listing, ...)                            \
+    named(listing, (const char *const[]){__VA_ARGS__}, \
           sizeof((const char *const[]){__VA_ARGS__}) / sizeof(const char *))
 
 START_TEST(statement_23_queries)

@@ -10,9 +10,9 @@
 #include "proto/wire.h"
 
 #define SIZE (1ULL << 40)
-#define WRITABLE                                                                                   \
-    (NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM |           \
-     NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_CACHE | NBD_FLAG_SEND_FAST_ZERO |                  \
+#define WRITABLE                                                                         \
+    (NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM | \
+     NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_CACHE | NBD_FLAG_SEND_FAST_ZERO |        \
      NBD_FLAG_SEND_DF)
 
 static const struct request_rules full_rules = {

@@ -72,7 +72,8 @@ struct rig {
     uint64_t grace_ns;
 };
 
-/* Exports: "" on disk (writable, multi_conn), "ro" the same read-only with a description, "other".
+/*
+ * Exports: "" on disk (writable, multi_conn), "ro" the same read-only with a description, "other".
  */
 struct rig *rig_create(void);
 /* Every client must have been closed by the server. */

@@ -31,7 +31,8 @@
 #define BATCH_BYTES      (2U * 1024U * 1024U)
 /* Command objects kept for reuse, by all connections together. */
 #define SPARE_COMMANDS_MAX 512U
-/* BLOCK_STATUS: extents are not expected to be smaller than this, and at least so many are taken.
+/*
+ * BLOCK_STATUS: extents are not expected to be smaller than this, and at least so many are taken.
  */
 #define STATUS_EXTENT_BYTES 512U
 #define STATUS_EXTENTS_MIN  32U

@@ -7,7 +7,8 @@
 
 #include "proto/conn.h"
 
-/* A connection's bytes beside the common budget; READ and WRITE up to this size never wait for it.
+/*
+ * A connection's bytes beside the common budget; READ and WRITE up to this size never wait for it.
  */
 #define CONNECTION_RESERVE_BYTES (256U * 1024U)
 

@@ -200,7 +200,7 @@ struct wire_status_extent {
 };
 
 #define WIRE_SIZE(type, bytes) static_assert(sizeof(struct type) == (bytes), #type)
-#define WIRE_AT(type, field, at)                                                                   \
+#define WIRE_AT(type, field, at) \
     static_assert(offsetof(struct type, field) == (at), #type "." #field)
 
 WIRE_SIZE(wire_greeting, 18);

@@ -44,8 +44,8 @@ static void drop_shortest(struct alloc *alloc)
         }
     }
     alloc->scan_next = MIN_OF(alloc->scan_next, alloc->runs[shortest].first);
-    alloc->scan_end = MAX_OF(alloc->scan_end,
-                             alloc->runs[shortest].first + alloc->runs[shortest].count);
+    alloc->scan_end =
+        MAX_OF(alloc->scan_end, alloc->runs[shortest].first + alloc->runs[shortest].count);
     remove_run(alloc, shortest);
 }
 

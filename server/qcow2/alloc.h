@@ -26,9 +26,9 @@ struct free_run {
 struct alloc {
     struct free_run runs[FREE_RUNS_MAX]; /* by first; never touching with equal reads_zero */
     unsigned run_count;
-    uint64_t append_next;  /* first cluster past everything reserved so far */
-    uint64_t zero_from;    /* clusters from here on were never written: they read as zeroes */
-    uint64_t scan_next;    /* clusters before it have been looked at */
+    uint64_t append_next; /* first cluster past everything reserved so far */
+    uint64_t zero_from;   /* clusters from here on were never written: they read as zeroes */
+    uint64_t scan_next;   /* clusters before it have been looked at */
     uint64_t scan_end;
     /*
      * Held while a position at the end is reserved, and while the file is extended to cover what is
@@ -42,8 +42,8 @@ void alloc_init(struct alloc *alloc, uint64_t first_free, bool appended_reads_ze
 
 /*
  * Allocates up to `count` neighbouring clusters: at least one, counted 1. Nothing on disk refers to
- * them; if nothing comes to, co_alloc_undo() gives them back. *reads_zero: the clusters are known to
- * read as zeroes. -ENOSPC (file size or table limit), -EIO, -ENOMEM. May suspend.
+ * them; if nothing comes to, co_alloc_undo() gives them back. *reads_zero: the clusters are known
+ * to read as zeroes. -ENOSPC (file size or table limit), -EIO, -ENOMEM. May suspend.
  */
 int co_alloc(struct qcow2 *q, uint64_t count, uint64_t *first, uint64_t *got, bool *reads_zero);
 

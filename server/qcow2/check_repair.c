@@ -57,7 +57,8 @@ static uint64_t count_ranges(struct check_state *state, uint64_t range_end)
     return ranges;
 }
 
-/* The structure counts itself, so its size is a fixed point. False: the table would be too large.
+/*
+ * The structure counts itself, so its size is a fixed point. False: the table would be too large.
  */
 static bool plan_rebuild(struct check_state *state, uint64_t start, struct rebuild_plan *plan)
 {

@@ -122,8 +122,8 @@ static uint64_t reftable_disk_entries(const struct qcow2 *q)
 }
 
 /*
- * Finds a new place for a refcount table that has outgrown its old one. Allocating may make the table
- * grow again (the clusters need counts, too), hence the loop.
+ * Finds a new place for a refcount table that has outgrown its old one. Allocating may make the
+ * table grow again (the clusters need counts, too), hence the loop.
  */
 static int co_place_reftable(struct qcow2 *q, struct snapshot_pieces *pieces)
 {
@@ -302,7 +302,8 @@ static int co_run_commit(struct qcow2 *q, bool counts_too)
 
 static int co_commit_mode(struct qcow2 *q, bool counts_too)
 {
-    /* A commit that is under way may have taken its snapshot before our writes: the next one counts. */
+    /* A commit that is under way may have taken its snapshot before our writes: the next one
+     * counts. */
     uint64_t wanted = q->commit.started + 1;
     while (!q->failed && q->commit.finished < wanted) {
         if (q->commit.running) {
@@ -376,6 +377,5 @@ void commit_arm_timer(struct qcow2 *q)
     q->commit.timer_armed = true;
     q->commit.timer.fired = timer_fired;
     q->world->ops->timer_start(q->world, &q->commit.timer,
-                               world_now_ns(q->world) +
-                                   q->options.commit_interval_ms * 1000000ULL);
+                               world_now_ns(q->world) + q->options.commit_interval_ms * 1000000ULL);
 }

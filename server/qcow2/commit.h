@@ -25,7 +25,8 @@ struct qcow2;
 int co_commit(struct qcow2 *q);
 
 /*
- * For close: commits until counts, too, are on disk and the quarantine is empty. No request may run.
+ * For close: commits until counts, too, are on disk and the quarantine is empty. No request may
+ * run.
  */
 int co_commit_all(struct qcow2 *q);
 
@@ -33,8 +34,8 @@ int co_commit_all(struct qcow2 *q);
 bool commit_mapping_dirty(const struct qcow2 *q);
 
 /*
- * Called before a request changes metadata: waits for a commit when dirty slices near their share of
- * the cache, and makes sure that the timer runs. 0, or -EIO as co_commit(). May suspend.
+ * Called before a request changes metadata: waits for a commit when dirty slices near their share
+ * of the cache, and makes sure that the timer runs. 0, or -EIO as co_commit(). May suspend.
  */
 int co_commit_make_room(struct qcow2 *q);
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Whole (sub)clusters change their entry; the ragged ends are written as zeroes. What a cluster needs
- * is decided by a pure function from its entry; the loop then does a run of clusters at a time. A
- * trimmed range reads as zeroes: with a backing file the zero flag is set, never a bare empty entry
- * that would let old data of the backing file through.
+ * Whole (sub)clusters change their entry; the ragged ends are written as zeroes. What a cluster
+ * needs is decided by a pure function from its entry; the loop then does a run of clusters at a
+ * time. A trimmed range reads as zeroes: with a backing file the zero flag is set, never a bare
+ * empty entry that would let old data of the backing file through.
  */
 #include "qcow2/discard.h"
 
@@ -30,7 +30,9 @@ enum action {
     ACTION_WRITE,   /* write zeroes as data */
 };
 
-/* Pieces between two looks at the world: a huge range that is all holes must not starve the loop. */
+/*
+ * Pieces between two looks at the world: a huge range that is all holes must not starve the loop.
+ */
 #define PIECES_PER_TURN 64U
 
 /* Never written, so it costs no memory: pages of the kernel's zero page. */
@@ -163,7 +165,9 @@ static int co_write_zeroes(struct qcow2 *q, guest_off start, guest_off end, bool
     return 0;
 }
 
-/* Changes entries from `at` on for as long as that is all there is to do. One step after the wait. */
+/*
+ * Changes entries from `at` on for as long as that is all there is to do. One step after the wait.
+ */
 static int co_change_entries(struct qcow2 *q, guest_off *at, guest_off end, enum zero_mode mode)
 {
     int ret = co_map_prepare(q, *at);
@@ -338,9 +342,9 @@ static int co_zero_range(struct qcow2 *q, guest_off start, guest_off end, enum z
 
     while (start.bytes < end.bytes) {
         bool skip = nothing_there(q, start, mode);
-        uint64_t reach = skip ? slice_guest_bytes(&q->geo) *
-                                    (q->geo.l2_entries / q->geo.slice_l2_entries)
-                              : slice_guest_bytes(&q->geo);
+        uint64_t reach =
+            skip ? slice_guest_bytes(&q->geo) * (q->geo.l2_entries / q->geo.slice_l2_entries)
+                 : slice_guest_bytes(&q->geo);
         uint64_t in_reach = start.bytes & (reach - 1);
         guest_off piece_end = {start.bytes + MIN_OF(end.bytes - start.bytes, reach - in_reach)};
         if (!skip) {

@@ -48,7 +48,9 @@ struct commit_state {
     bool timer_armed;
 };
 
-/* The refcount table in memory; entries beyond what the disk's table holds make a commit move it. */
+/*
+ * The refcount table in memory; entries beyond what the disk's table holds make a commit move it.
+ */
 struct reftable {
     uint64_t *entries; /* host offset of each refcount block; 0: none */
     uint64_t count;    /* entries in memory */
@@ -109,14 +111,14 @@ static inline struct qcow2 *qcow2_of(struct image *image)
 }
 
 /*
- * O8: the first failure of a metadata write or fsync ends all changes. Logs it, keeps it, and returns
- * -EIO. `what` completes "...: <what>: <errno text>".
+ * O8: the first failure of a metadata write or fsync ends all changes. Logs it, keeps it, and
+ * returns -EIO. `what` completes "...: <what>: <errno text>".
  */
 int engine_fail(struct qcow2 *q, int errno_value, const char *what);
 
 /*
- * O10: the image is damaged where a request came by. Logs (rate limited), marks the image corrupt on
- * disk in the background if it is writable, and returns -EIO for that request.
+ * O10: the image is damaged where a request came by. Logs (rate limited), marks the image corrupt
+ * on disk in the background if it is writable, and returns -EIO for that request.
  */
 /* The log line alone, for damaged guest data. */
 void engine_log_damage(struct qcow2 *q, const char *format, ...)

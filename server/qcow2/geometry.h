@@ -25,20 +25,20 @@ struct geometry {
     uint32_t cluster_bits;
     uint64_t cluster_bytes;
     bool extended_l2;
-    bool has_zero_flag; /* version 3: the zero flag may be used */
-    uint32_t l2_entry_bytes;    /* 8, or 16 with extended L2 */
-    uint32_t l2_entries;        /* of a whole table */
-    uint32_t l2_bits;           /* log2 of l2_entries */
-    uint32_t slice_bytes;       /* cached unit of an L2 table or refcount block */
-    uint32_t slice_l2_entries;  /* L2 entries in a slice */
+    bool has_zero_flag;        /* version 3: the zero flag may be used */
+    uint32_t l2_entry_bytes;   /* 8, or 16 with extended L2 */
+    uint32_t l2_entries;       /* of a whole table */
+    uint32_t l2_bits;          /* log2 of l2_entries */
+    uint32_t slice_bytes;      /* cached unit of an L2 table or refcount block */
+    uint32_t slice_l2_entries; /* L2 entries in a slice */
     uint32_t refcount_order;
-    uint64_t refcount_max;      /* largest count an entry can hold */
-    uint64_t refblock_entries;  /* of a whole refcount block */
-    uint32_t slice_refcounts;   /* refcounts in a slice */
-    uint32_t subcluster_bits;   /* cluster_bits without extended L2 */
+    uint64_t refcount_max;     /* largest count an entry can hold */
+    uint64_t refblock_entries; /* of a whole refcount block */
+    uint32_t slice_refcounts;  /* refcounts in a slice */
+    uint32_t subcluster_bits;  /* cluster_bits without extended L2 */
     uint64_t subcluster_bytes;
-    uint32_t subclusters;       /* 32 with extended L2, else 1 */
-    uint64_t size_bytes;        /* the guest's disk */
+    uint32_t subclusters; /* 32 with extended L2, else 1 */
+    uint64_t size_bytes;  /* the guest's disk */
 };
 
 /* Parameters must have been validated (header.h). */
@@ -94,8 +94,8 @@ static inline uint64_t l1_entries_needed(const struct geometry *geo)
 
 /* Where the compressed data of a descriptor lies: byte offset, and bytes up to the end of its last
  * 512-byte sector. Offsets above bit 55 are kept, for the caller to refuse. */
-static inline void compressed_place(const struct geometry *geo, uint64_t descriptor, host_off *start,
-                                    uint64_t *len_bytes)
+static inline void compressed_place(const struct geometry *geo, uint64_t descriptor,
+                                    host_off *start, uint64_t *len_bytes)
 {
     unsigned x = 62 - (geo->cluster_bits - 8);
     uint64_t sectors = ((descriptor & ~(QCOW2_COPIED | QCOW2_COMPRESSED)) >> x) + 1;
@@ -104,8 +104,8 @@ static inline void compressed_place(const struct geometry *geo, uint64_t descrip
                  (start->bytes & (QCOW2_COMPRESSED_SECTOR_BYTES - 1));
 }
 
-/* Reads and sets entry `index` of a refcount block (or a slice of one); widths below 8 bits pack from
- * the low bit up. Section "Refcount blocks". */
+/* Reads and sets entry `index` of a refcount block (or a slice of one); widths below 8 bits pack
+ * from the low bit up. Section "Refcount blocks". */
 uint64_t refcount_get(uint32_t order, const uint8_t *block, uint64_t index);
 void refcount_set(uint32_t order, uint8_t *block, uint64_t index, uint64_t value);
 

@@ -20,7 +20,7 @@
 
 /* As QEMU: more extra data than this in a snapshot's entry is damage. */
 #define SNAPSHOT_EXTRA_BYTES_MAX 1024U
-#define SNAPSHOT_ENTRY_BYTES_MAX                                                                   \
+#define SNAPSHOT_ENTRY_BYTES_MAX \
     (sizeof(struct qcow2_disk_snapshot) + SNAPSHOT_EXTRA_BYTES_MAX + 2 * 65535U + 7)
 #define SNAPSHOT_WINDOW_BYTES (256U * 1024U)
 _Static_assert(SNAPSHOT_WINDOW_BYTES >= SNAPSHOT_ENTRY_BYTES_MAX, "an entry fits the window");

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * The header of an image: read, validated, described, and the few fields of it that may change
- * changed in place. Everything here distrusts its input (O10): after co_header_read() has succeeded,
- * all tables named by the header lie inside the file, aligned, of sane size, and do not overlap.
+ * changed in place. Everything here distrusts its input (O10): after co_header_read() has
+ * succeeded, all tables named by the header lie inside the file, aligned, of sane size, and do not
+ * overlap.
  */
 #ifndef QCOWD_QCOW2_HEADER_H
 #define QCOWD_QCOW2_HEADER_H
@@ -19,7 +20,8 @@ struct snapshot {
     uint32_t l1_entries;
     char *id;   /* terminated; owned */
     char *name; /* terminated; owned; not sanitised */
-    uint64_t disk_size_bytes; /* of the guest's disk when it was taken (extra data; else the image's) */
+    uint64_t
+        disk_size_bytes; /* of the guest's disk when it was taken (extra data; else the image's) */
     uint64_t vm_state_bytes;
     uint32_t date_sec;
 };
@@ -40,16 +42,18 @@ struct header {
     uint64_t compatible;
     uint64_t autoclear;
     uint32_t header_len_bytes;
-    uint8_t compression; /* enum qcow2_compression */
-    char *backing_name;   /* NULL: none; owned; as the image gives it */
-    char *backing_format; /* NULL: not named; owned */
-    char *data_file_name; /* NULL: none; owned */
+    uint8_t compression;   /* enum qcow2_compression */
+    char *backing_name;    /* NULL: none; owned; as the image gives it */
+    char *backing_format;  /* NULL: not named; owned */
+    char *data_file_name;  /* NULL: none; owned */
     uint32_t bitmap_count; /* from the bitmaps extension; 0: none */
     host_off bitmap_directory_offset;
     uint64_t bitmap_directory_len_bytes;
     host_off crypto_header_offset; /* from the encryption extension; length 0: none */
     uint64_t crypto_header_len_bytes;
-    /* What the feature name table calls the lowest unknown incompatible bit, sanitised; or "bit N". */
+    /*
+     * What the feature name table calls the lowest unknown incompatible bit, sanitised; or "bit N".
+     */
     char unknown_feature[64];
 };
 
@@ -71,16 +75,16 @@ void header_free(struct header *header);
  * Whether an image may be used for this purpose. Unknown incompatible features are refused by the
  * name that the image's feature name table gives them (co_header_read keeps the table's answer in
  * header->unknown_feature). Encryption and external data files: -ENOTSUP for reading and writing.
- * Persistent bitmaps (autoclear bit 0): -ENOTSUP for writing. Corrupt bit: -EIO for writing, says to
- * run `qcowd check --repair all`. zstd without libzstd built in: -ENOTSUP. Info and check see
+ * Persistent bitmaps (autoclear bit 0): -ENOTSUP for writing. Corrupt bit: -EIO for writing, says
+ * to run `qcowd check --repair all`. zstd without libzstd built in: -ENOTSUP. Info and check see
  * everything but unknown incompatible features (check) or all (info). Does not suspend.
  */
 int header_admit(const struct header *header, enum header_purpose purpose, const char *path,
                  struct errtext *err);
 
 /*
- * Rewrites single fields inside the first 512 bytes of the file, in one write that keeps every other
- * byte. Not durable before the next flush. Both update *header on success. May suspend.
+ * Rewrites single fields inside the first 512 bytes of the file, in one write that keeps every
+ * other byte. Not durable before the next flush. Both update *header on success. May suspend.
  */
 int co_header_set_features(struct disk *disk, struct header *header, uint64_t incompatible,
                            uint64_t autoclear);

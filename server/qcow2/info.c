@@ -139,7 +139,8 @@ static int co_read_bitmap(struct disk *disk, uint64_t *offset, uint64_t end,
     return ret;
 }
 
-/* All bitmaps, as an array of header->bitmap_count that the caller frees; NULL when there are none.
+/*
+ * All bitmaps, as an array of header->bitmap_count that the caller frees; NULL when there are none.
  */
 static int co_read_bitmaps(struct disk *disk, const struct header *header,
                            struct bitmap_facts **bitmaps, struct errtext *err)

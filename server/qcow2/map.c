@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Look-up works on one slice at a time: within it, neighbouring (sub)clusters of one kind, contiguous
- * in the file, become one mapping, so that they become one I/O.
+ * Look-up works on one slice at a time: within it, neighbouring (sub)clusters of one kind,
+ * contiguous in the file, become one mapping, so that they become one I/O.
  */
 #include "qcow2/map.h"
 
@@ -171,8 +171,8 @@ static int map_in_slice(struct qcow2 *q, const uint8_t *bytes, uint32_t index, g
     bool to_cluster_end = subcluster + same == geo->subclusters;
     while (to_cluster_end && mapping->kind != MAPPING_COMPRESSED && mapping->len < max_len &&
            ++index < geo->slice_l2_entries) {
-        to_cluster_end = extend_mapping(q, bytes, index, (guest_off){guest.bytes + mapping->len},
-                                        mapping);
+        to_cluster_end =
+            extend_mapping(q, bytes, index, (guest_off){guest.bytes + mapping->len}, mapping);
     }
     mapping->len = MIN_OF(mapping->len, max_len);
     return 0;
@@ -210,7 +210,9 @@ bool map_has_table(const struct qcow2 *q, guest_off guest)
     return (q->l1.entries[l1_index(&q->geo, guest)] & QCOW2_L1_OFFSET) != 0;
 }
 
-/* Copies the table that a snapshot shares. Its slices are clean: a shared table is never changed. */
+/*
+ * Copies the table that a snapshot shares. Its slices are clean: a shared table is never changed.
+ */
 static int co_copy_table(struct qcow2 *q, host_off from, host_off to)
 {
     size_t piece = (size_t)MIN_OF(q->geo.cluster_bytes, COPY_PIECE_BYTES);
@@ -239,9 +241,9 @@ static void l1_set(struct qcow2 *q, uint64_t index, uint64_t entry)
 }
 
 /*
- * The L1 table of a sparse image is a hole. The first entry in a sector of it takes the sector's space,
- * so that a commit does not meet ENOSPC there (O8). Entries never go back to zero: a sector that is
- * blank in memory is blank on the disk. Call with l1.lock held.
+ * The L1 table of a sparse image is a hole. The first entry in a sector of it takes the sector's
+ * space, so that a commit does not meet ENOSPC there (O8). Entries never go back to zero: a sector
+ * that is blank in memory is blank on the disk. Call with l1.lock held.
  */
 static int co_reserve_l1_sector(struct qcow2 *q, uint64_t index)
 {
@@ -257,8 +259,8 @@ static int co_reserve_l1_sector(struct qcow2 *q, uint64_t index)
 }
 
 /*
- * A table of our own: blank, or a copy. Its bytes are on the disk before L1 names it in memory, so the
- * first wave of the next commit covers them. Call with l1.lock held.
+ * A table of our own: blank, or a copy. Its bytes are on the disk before L1 names it in memory, so
+ * the first wave of the next commit covers them. Call with l1.lock held.
  */
 static int co_make_table_locked(struct qcow2 *q, uint64_t index)
 {

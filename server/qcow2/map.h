@@ -24,7 +24,8 @@ enum mapping_kind {
 /* What stands at one guest offset, for `len` bytes on from there. */
 struct mapping {
     enum mapping_kind kind;
-    bool has_host; /* a host cluster stands behind it: always with DATA, perhaps with the first two */
+    bool has_host; /* a host cluster stands behind it: always with DATA, perhaps with the first two
+                    */
     bool copied;   /* and it is ours alone: may be written in place */
     uint64_t len;  /* contiguous in the file where has_host */
     host_off host; /* of the byte asked for, when has_host */
@@ -51,14 +52,15 @@ static inline uint64_t l2_descriptor(host_off host)
     return host.bytes | QCOW2_COPIED;
 }
 
-struct l2_entry l2_entry_get(const struct geometry *geo, const uint8_t *slice_bytes, uint32_t index);
+struct l2_entry l2_entry_get(const struct geometry *geo, const uint8_t *slice_bytes,
+                             uint32_t index);
 void l2_entry_set(const struct geometry *geo, uint8_t *slice_bytes, uint32_t index,
                   struct l2_entry entry);
 
 /* The class of a whole entry, checked. -EIO after engine_corrupt(). Never suspends. */
 enum entry_class {
-    ENTRY_EMPTY,      /* no host cluster */
-    ENTRY_STANDARD,   /* host cluster, perhaps behind a zero flag or partly allocated */
+    ENTRY_EMPTY,    /* no host cluster */
+    ENTRY_STANDARD, /* host cluster, perhaps behind a zero flag or partly allocated */
     ENTRY_COMPRESSED,
 };
 int map_entry_class(struct qcow2 *q, guest_off guest, struct l2_entry entry,
@@ -69,22 +71,22 @@ static inline host_off l2_entry_host(struct l2_entry entry)
 }
 
 /*
- * Makes sure that the L2 table for `guest` exists and is ours alone: allocates one, or copies one that
- * a snapshot shares. Nothing on disk refers to it before the next commit. -ENOSPC, -EIO, -ENOMEM.
- * May suspend.
+ * Makes sure that the L2 table for `guest` exists and is ours alone: allocates one, or copies one
+ * that a snapshot shares. Nothing on disk refers to it before the next commit. -ENOSPC, -EIO,
+ * -ENOMEM. May suspend.
  */
 int co_map_prepare(struct qcow2 *q, guest_off guest);
 
 /*
- * The slice that holds the entry of `guest`, and which entry in it; the table must exist. For looking
- * only, until the next suspension. -EIO, -ENOMEM. May suspend before it returns.
+ * The slice that holds the entry of `guest`, and which entry in it; the table must exist. For
+ * looking only, until the next suspension. -EIO, -ENOMEM. May suspend before it returns.
  */
 int co_map_slice(struct qcow2 *q, guest_off guest, struct slice **slice, uint32_t *index);
 
 /*
  * The slice that holds the entry of `guest`, in a table prepared by co_map_prepare(), ready to be
- * changed (slice_modify() is done): change it before the next suspension. *index is the entry in it.
- * Also arms the commit timer. May suspend before it returns.
+ * changed (slice_modify() is done): change it before the next suspension. *index is the entry in
+ * it. Also arms the commit timer. May suspend before it returns.
  */
 int co_map_change(struct qcow2 *q, guest_off guest, struct slice **slice, uint32_t *index);
 

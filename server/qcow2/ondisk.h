@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * qcow2 as it lies on disk: layouts, magic numbers and bit masks, from docs/interop/qcow2.txt of
- * QEMU. Nothing else in the engine knows a byte offset. Every struct's size and offsets are asserted
- * at the end. Fields are byte arrays, read with get_be*(), so that alignment never matters.
+ * QEMU. Nothing else in the engine knows a byte offset. Every struct's size and offsets are
+ * asserted at the end. Fields are byte arrays, read with get_be*(), so that alignment never
+ * matters.
  */
 #ifndef QCOWD_QCOW2_ONDISK_H
 #define QCOWD_QCOW2_ONDISK_H
@@ -140,8 +141,8 @@ struct qcow2_disk_bitmap {
 #define QCOW2_ZERO        (1ULL << 0) /* version 3, without extended L2 */
 #define QCOW2_L2_OFFSET   0x00fffffffffffe00ULL
 #define QCOW2_L2_RESERVED 0x3f000000000001feULL
-/* Compressed cluster descriptor: x = 62 - (cluster_bits - 8); bits 0..x-1 host offset (bits 56 and up
- * are zero), bits x..61 additional 512-byte sectors. */
+/* Compressed cluster descriptor: x = 62 - (cluster_bits - 8); bits 0..x-1 host offset (bits 56 and
+ * up are zero), bits x..61 additional 512-byte sectors. */
 #define QCOW2_COMPRESSED_SECTOR_BYTES 512U
 
 /* Extended L2 entry: descriptor as above (bit 0 reserved), then the bitmap: bits 0..31 subcluster n

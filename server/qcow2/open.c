@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Opening and closing. A layer is opened in the order disk, header, tables, and everything is judged
- * before the first byte is written; then the chain below it, in a loop. What an image may get wrong
- * ends here with a message; what only a look at its L2 entries can show ends in map.c with EIO.
+ * Opening and closing. A layer is opened in the order disk, header, tables, and everything is
+ * judged before the first byte is written; then the chain below it, in a loop. What an image may
+ * get wrong ends here with a message; what only a look at its L2 entries can show ends in map.c
+ * with EIO.
  */
 #include <assert.h>
 #include <errno.h>
@@ -69,9 +70,8 @@ static void co_mark_corrupt(void *arg)
     struct qcow2 *q = arg;
 
     co_mutex_lock(&q->header_lock);
-    int ret = co_header_set_features(q->disk, &q->header,
-                                     q->header.incompatible | QCOW2_INCOMPAT_CORRUPT,
-                                     q->header.autoclear);
+    int ret = co_header_set_features(
+        q->disk, &q->header, q->header.incompatible | QCOW2_INCOMPAT_CORRUPT, q->header.autoclear);
     co_mutex_unlock(&q->header_lock);
     if (ret == 0) {
         ret = co_disk_flush(q->disk);
@@ -227,7 +227,8 @@ static int check_l1_entries(const struct qcow2 *q, const uint64_t *entries, uint
                             const char *what, struct errtext *err)
 {
     for (uint64_t i = 0; i < count; i++) {
-        int ret = check_table_entry(q, what, i, entries[i], QCOW2_L1_OFFSET, QCOW2_L1_RESERVED, err);
+        int ret =
+            check_table_entry(q, what, i, entries[i], QCOW2_L1_OFFSET, QCOW2_L1_RESERVED, err);
         if (ret < 0) {
             return ret;
         }
@@ -355,7 +356,9 @@ static int co_load_reftable(struct qcow2 *q, struct errtext *err)
     return ret;
 }
 
-/* Refcounts of an image that was not closed cleanly by a lazy writer are rebuilt before anything. */
+/*
+ * Refcounts of an image that was not closed cleanly by a lazy writer are rebuilt before anything.
+ */
 static int co_repair_dirty(struct qcow2 *q, struct errtext *err)
 {
     struct check_options options = {.repair = CHECK_REPAIR_ALL};
@@ -382,8 +385,8 @@ static int co_read_header(struct qcow2 *q, bool writable, struct errtext *err)
     if (ret < 0) {
         return ret;
     }
-    ret = header_admit(&q->header, writable ? HEADER_FOR_WRITING : HEADER_FOR_READING, q->path,
-                       err);
+    ret =
+        header_admit(&q->header, writable ? HEADER_FOR_WRITING : HEADER_FOR_READING, q->path, err);
     if (ret == 0 && writable && (q->header.incompatible & QCOW2_INCOMPAT_DIRTY)) {
         ret = co_repair_dirty(q, err);
     }
@@ -410,8 +413,7 @@ static int layer_init(struct qcow2 *q, struct errtext *err)
     budget_init(&q->copy_bytes, LIMIT_PAYLOAD_BYTES);
     q->image.size_bytes = q->geo.size_bytes;
     q->image.can_zero_fast = q->geo.has_zero_flag && !q->image.read_only;
-    q->image.preferred_bytes =
-        (uint32_t)MIN_OF(MAX_OF(q->geo.subcluster_bytes, 4096U), 65536U);
+    q->image.preferred_bytes = (uint32_t)MIN_OF(MAX_OF(q->geo.subcluster_bytes, 4096U), 65536U);
     return 0;
 }
 
@@ -433,8 +435,8 @@ static int co_open_layer(struct world *world, const char *path,
     q->image.path = q->path;
     int ret = q->path ? 0 : err_set(err, ENOMEM, "%s: out of memory", path);
     if (ret == 0) {
-        unsigned flags = (writable ? DISK_WRITABLE : DISK_READ_ONLY) |
-                         (options->direct ? DISK_DIRECT : 0);
+        unsigned flags =
+            (writable ? DISK_WRITABLE : DISK_READ_ONLY) | (options->direct ? DISK_DIRECT : 0);
         ret = world->ops->co_disk_open(world, path, flags, &q->disk, err);
     }
     if (ret == 0) {
@@ -577,9 +579,9 @@ static int co_clear_autoclear(struct qcow2 *q, struct errtext *err)
     if (ret == 0) {
         ret = co_disk_flush(q->disk);
     }
-    return ret < 0 ? err_set(err, -ret, "%s: clearing autoclear features: %s", q->path,
-                             strerror(-ret))
-                   : 0;
+    return ret < 0
+               ? err_set(err, -ret, "%s: clearing autoclear features: %s", q->path, strerror(-ret))
+               : 0;
 }
 
 int co_qcow2_open(struct world *world, const char *path, const struct qcow2_open_options *options,

@@ -2,9 +2,9 @@
 /*
  * O3: freed clusters on their way to being free. A cluster enters when a mapping change in memory
  * drops it; it leaves when that change is durable (the commit that took it has finished) and every
- * request that was running when it entered has finished (it may still read or write there). Only then
- * is it punched, counted down and made allocatable, in this order: while its count is 1 nobody can
- * claim it, so nobody's new data is punched.
+ * request that was running when it entered has finished (it may still read or write there). Only
+ * then is it punched, counted down and made allocatable, in this order: while its count is 1 nobody
+ * can claim it, so nobody's new data is punched.
  */
 #ifndef QCOWD_QCOW2_QUARANTINE_H
 #define QCOWD_QCOW2_QUARANTINE_H

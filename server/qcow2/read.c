@@ -127,8 +127,8 @@ static int co_inflate(struct qcow2 *q, uint64_t descriptor, uint8_t *out)
 }
 
 /*
- * A part of a compressed cluster. The descriptor names the same bytes for as long as anybody can look
- * it up (qcowd writes no compressed data), so the cache needs no invalidation.
+ * A part of a compressed cluster. The descriptor names the same bytes for as long as anybody can
+ * look it up (qcowd writes no compressed data), so the cache needs no invalidation.
  */
 static int co_read_compressed(struct qcow2 *q, uint64_t descriptor, uint64_t in_cluster,
                               uint8_t *buf, size_t len)

@@ -19,13 +19,13 @@ int co_qcow2_read(struct image *image, uint64_t offset, void *buf, size_t len,
                   struct read_holes *holes);
 int co_qcow2_extents(struct image *image, uint64_t offset, uint64_t len, struct extent_list *list);
 
-/* As co_qcow2_read(), without a request of its own: for copy on write, inside a request that holds the
- * range. Fills the buffer whole. Past the end of the disk it fills zeroes. */
+/* As co_qcow2_read(), without a request of its own: for copy on write, inside a request that holds
+ * the range. Fills the buffer whole. Past the end of the disk it fills zeroes. */
 int co_read_for_copy(struct qcow2 *q, guest_off guest, void *buf, size_t len);
 
 /*
- * Whether [guest, guest + len) is known to read as zeroes, from the maps alone. Damage and disk errors
- * are returned. May suspend.
+ * Whether [guest, guest + len) is known to read as zeroes, from the maps alone. Damage and disk
+ * errors are returned. May suspend.
  */
 int co_reads_zero(struct qcow2 *q, guest_off guest, uint64_t len, bool *zero);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * A refcount block for a region that has none is placed inside that region, at the first cluster that
- * is claimed there: all of the region is free then, so the block can always count itself.
+ * A refcount block for a region that has none is placed inside that region, at the first cluster
+ * that is claimed there: all of the region is free then, so the block can always count itself.
  */
 #include "qcow2/refcount.h"
 
@@ -105,8 +105,7 @@ static int co_make_block_locked(struct qcow2 *q, uint64_t at)
     slice_forget_range(&q->cache, block_at, q->geo.cluster_bytes);
 
     uint64_t in_block = at % q->geo.refblock_entries;
-    host_off slice_at = {block_at.bytes +
-                         in_block / q->geo.slice_refcounts * q->geo.slice_bytes};
+    host_off slice_at = {block_at.bytes + in_block / q->geo.slice_refcounts * q->geo.slice_bytes};
     struct slice *slice;
     ret = slice_create_zeroed(&q->cache, SLICE_REFCOUNT, slice_at, &slice);
     if (ret == 0) {
@@ -126,8 +125,7 @@ static int co_make_block_locked(struct qcow2 *q, uint64_t at)
  * were free and follow them.
  */
 static int claim_in_slice(struct qcow2 *q, struct slice *slice, uint64_t cluster,
-                          struct place place, uint64_t count, uint64_t *skipped,
-                          uint64_t *claimed)
+                          struct place place, uint64_t count, uint64_t *skipped, uint64_t *claimed)
 {
     uint32_t order = q->geo.refcount_order;
     uint64_t from = 0;
@@ -277,8 +275,8 @@ int co_refcount_run(struct qcow2 *q, uint64_t cluster, uint64_t count, uint64_t 
     }
     *refcount = refcount_get(q->geo.refcount_order, slice->bytes, place.in_slice);
     uint64_t same = 1;
-    while (same < most && refcount_get(q->geo.refcount_order, slice->bytes,
-                                       place.in_slice + same) == *refcount) {
+    while (same < most &&
+           refcount_get(q->geo.refcount_order, slice->bytes, place.in_slice + same) == *refcount) {
         same++;
     }
     *run = same;
@@ -286,8 +284,7 @@ int co_refcount_run(struct qcow2 *q, uint64_t cluster, uint64_t count, uint64_t 
 }
 
 int co_refcount_scan(struct qcow2 *q, uint64_t cluster,
-                     void (*found)(struct qcow2 *q, uint64_t first, uint64_t count),
-                     uint64_t *next)
+                     void (*found)(struct qcow2 *q, uint64_t first, uint64_t count), uint64_t *next)
 {
     struct place place = place_of(q, cluster);
 

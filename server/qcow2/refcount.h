@@ -3,8 +3,8 @@
  * Reference counts of host clusters, in memory first (slices.h), on disk with the next commit.
  *
  * O1: counts go up here before anything refers to the cluster, and commit.c writes counts before
- * mappings; counts go down only by the quarantine. A claim (0 -> 1) is one step without a wait, so two
- * requests never claim one cluster, whatever the allocator's hints said (O7).
+ * mappings; counts go down only by the quarantine. A claim (0 -> 1) is one step without a wait, so
+ * two requests never claim one cluster, whatever the allocator's hints said (O7).
  */
 #ifndef QCOWD_QCOW2_REFCOUNT_H
 #define QCOWD_QCOW2_REFCOUNT_H
@@ -17,10 +17,10 @@
 struct qcow2;
 
 /*
- * Claims a prefix of the free clusters [*first, *first + count) by setting their counts from 0 to 1.
- * *first moves up past clusters that turned out to be taken, or that became a new refcount block for
- * the region; *claimed (> 0) is how many follow there. -ENOSPC when nothing in the range was free.
- * -ENOSPC/-EFBIG from growing, -EIO, -ENOMEM: nothing is claimed. May suspend.
+ * Claims a prefix of the free clusters [*first, *first + count) by setting their counts from 0
+ * to 1. *first moves up past clusters that turned out to be taken, or that became a new refcount
+ * block for the region; *claimed (> 0) is how many follow there. -ENOSPC when nothing in the range
+ * was free. -ENOSPC/-EFBIG from growing, -EIO, -ENOMEM: nothing is claimed. May suspend.
  */
 int co_refcount_claim(struct qcow2 *q, uint64_t *first, uint64_t count, uint64_t *claimed);
 
@@ -31,16 +31,16 @@ int co_refcount_claim(struct qcow2 *q, uint64_t *first, uint64_t count, uint64_t
 int co_refcount_down(struct qcow2 *q, uint64_t first, uint64_t count);
 
 /*
- * The count of `cluster`, and for how many clusters from there on (at most `count`, at least 1) it is
- * the same. Clusters without a refcount block count 0. May suspend.
+ * The count of `cluster`, and for how many clusters from there on (at most `count`, at least 1) it
+ * is the same. Clusters without a refcount block count 0. May suspend.
  */
 int co_refcount_run(struct qcow2 *q, uint64_t cluster, uint64_t count, uint64_t *refcount,
                     uint64_t *run);
 
 /*
  * Finds free runs in the one cached slice that describes `cluster`: calls found() for each run of
- * clusters with count 0 between `cluster` and the slice's end. *next is the first cluster behind the
- * slice. Regions without a refcount block yield nothing. May suspend before the first call of
+ * clusters with count 0 between `cluster` and the slice's end. *next is the first cluster behind
+ * the slice. Regions without a refcount block yield nothing. May suspend before the first call of
  * found(), never after.
  */
 int co_refcount_scan(struct qcow2 *q, uint64_t cluster,

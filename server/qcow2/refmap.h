@@ -34,7 +34,8 @@ int refmap_add(struct refmap *map, uint64_t index, uint64_t n);
 void refmap_subtract(struct refmap *map, uint64_t index, uint64_t n);
 uint64_t refmap_get(struct refmap *map, uint64_t index);
 
-/* Moves *index to the first one at or after it whose count is not zero; false when there is none.
+/*
+ * Moves *index to the first one at or after it whose count is not zero; false when there is none.
  */
 bool refmap_next(struct refmap *map, uint64_t *index);
 /* One past the highest index with a count; 0 when all are zero. */

@@ -282,7 +282,7 @@ unsigned slice_commit_begin(struct slice_cache *cache, enum slice_kind kind)
     unsigned count = 0;
 
     assert(list_empty(&cache->committing[kind]));
-    list_for_each (node, &cache->dirty[kind]) {
+    list_for_each(node, &cache->dirty[kind]) {
         struct slice *slice = list_entry(node, struct slice, link);
         slice->dirty = false;
         slice->committing = true;
@@ -305,7 +305,7 @@ static struct slice **sorted_committing(struct slice_cache *cache, enum slice_ki
                                         size_t *count)
 {
     size_t total = 0;
-    list_for_each (node, &cache->committing[kind]) {
+    list_for_each(node, &cache->committing[kind]) {
         total++;
     }
     struct slice **sorted = malloc(MAX_OF(total, 1U) * sizeof(struct slice *));
@@ -313,7 +313,7 @@ static struct slice **sorted_committing(struct slice_cache *cache, enum slice_ki
         return NULL;
     }
     size_t at = 0;
-    list_for_each (node, &cache->committing[kind]) {
+    list_for_each(node, &cache->committing[kind]) {
         sorted[at++] = list_entry(node, struct slice, link);
     }
     qsort(sorted, total, sizeof(struct slice *), compare_offsets);

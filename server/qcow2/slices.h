@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * The metadata cache: L2 tables and refcount blocks in slices of at most 4 KiB, keyed by their place in
- * the image file. Changes happen here only, in memory; commit.c writes them (the write path does no
- * metadata I/O).
+ * The metadata cache: L2 tables and refcount blocks in slices of at most 4 KiB, keyed by their
+ * place in the image file. Changes happen here only, in memory; commit.c writes them (the write
+ * path does no metadata I/O).
  *
  * A slice pointer is valid until the next suspension (O7): look it up, use it, forget it. Before a
  * change slice_modify() is called: it marks the slice dirty and, if a commit is writing the slice
@@ -65,9 +65,9 @@ void slice_cache_free(struct slice_cache *cache);
 void slice_cache_set_capacity(struct slice_cache *cache, uint32_t capacity);
 
 /*
- * The slice at `offset` (aligned to slice_bytes), read from disk if it is not cached. -EIO, -ENOMEM,
- * and -EUCLEAN when the place is cached as the other kind (a damaged image). May suspend; not when
- * slice_peek() would find it.
+ * The slice at `offset` (aligned to slice_bytes), read from disk if it is not cached. -EIO,
+ * -ENOMEM, and -EUCLEAN when the place is cached as the other kind (a damaged image). May suspend;
+ * not when slice_peek() would find it.
  */
 int co_slice_get(struct slice_cache *cache, enum slice_kind kind, host_off offset,
                  struct slice **out);
@@ -91,8 +91,9 @@ void slice_forget_range(struct slice_cache *cache, host_off start, uint64_t len_
 /* Moves all dirty slices of a kind to the committing list (O1: one step). Returns how many. */
 unsigned slice_commit_begin(struct slice_cache *cache, enum slice_kind kind);
 /*
- * Writes all committing slices of a kind, neighbours in one write. On success they are clean (or dirty
- * again, if changed meanwhile); on failure all stay, as the image is then failed for good. May suspend.
+ * Writes all committing slices of a kind, neighbours in one write. On success they are clean (or
+ * dirty again, if changed meanwhile); on failure all stay, as the image is then failed for good.
+ * May suspend.
  */
 int co_slice_commit_write(struct slice_cache *cache, enum slice_kind kind);
 

@@ -379,7 +379,8 @@ START_TEST(existing_file_is_kept)
 }
 END_TEST
 
-/* Whatever call fails, no file is left; where it cannot be removed, it is no image unless complete.
+/*
+ * Whatever call fails, no file is left; where it cannot be removed, it is no image unless complete.
  */
 START_TEST(failures_leave_no_image)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * The engine as its callers see it, in the simulated world: one client against a plain array of bytes,
- * over the formats; then single behaviours. Concurrency and power cuts are the simulator's.
+ * The engine as its callers see it, in the simulated world: one client against a plain array of
+ * bytes, over the formats; then single behaviours. Concurrency and power cuts are the simulator's.
  */
 #include <check.h>
 #include <errno.h>
@@ -163,7 +163,10 @@ static void run_body(struct format format, uint64_t size, uint64_t seed,
                      void (*body)(struct run *run))
 {
     struct run run = {
-        .world = sim_create(seed), .format = format, .size = size, .model = calloc(1, size),
+        .world = sim_create(seed),
+        .format = format,
+        .size = size,
+        .model = calloc(1, size),
         .body = body,
     };
     ck_assert_int_eq(coro_spawn(co_body, &run, "test"), 0);
@@ -287,8 +290,11 @@ static void co_extents_body(struct run *run)
     must(ret, NULL);
     ck_assert_uint_eq(list.count, 5);
     const struct extent want[] = {
-        {65536, EXTENT_HOLE | EXTENT_ZERO, 0}, {65536, 0, 1}, {65536, EXTENT_HOLE | EXTENT_ZERO, 0},
-        {65536, EXTENT_ZERO, 1},               {run->size - 4 * 65536, EXTENT_HOLE | EXTENT_ZERO, 0},
+        {65536, EXTENT_HOLE | EXTENT_ZERO, 0},
+        {65536, 0, 1},
+        {65536, EXTENT_HOLE | EXTENT_ZERO, 0},
+        {65536, EXTENT_ZERO, 1},
+        {run->size - 4 * 65536, EXTENT_HOLE | EXTENT_ZERO, 0},
     };
     for (unsigned i = 0; i < 5; i++) {
         ck_assert_uint_eq(extents[i].len, want[i].len);
@@ -459,8 +465,12 @@ static void co_tiny_cache_body(struct run *run)
 START_TEST(cache_budget_is_kept)
 {
     struct run run = {
-        .world = sim_create(3), .format = formats[1], .size = 4 * MIB, .model = calloc(1, 4 * MIB),
-        .body = co_tiny_cache_body, .options = {.cache_bytes = 1},
+        .world = sim_create(3),
+        .format = formats[1],
+        .size = 4 * MIB,
+        .model = calloc(1, 4 * MIB),
+        .body = co_tiny_cache_body,
+        .options = {.cache_bytes = 1},
     };
     ck_assert_int_eq(coro_spawn(co_body, &run, "test"), 0);
     ck_assert(sim_run(run.world, 0));

@@ -28,7 +28,8 @@ struct test_image_options {
         data_clusters; /* guest clusters 0 .. n - 1 are allocated, filled with their number + 1 */
 };
 
-/* One L1 entry, one L2 table, one refcount block; twice as many guest clusters as allocated ones.
+/*
+ * One L1 entry, one L2 table, one refcount block; twice as many guest clusters as allocated ones.
  */
 void test_image_build(struct test_image *image, const struct test_image_options *options);
 void test_image_load(struct test_image *image, const char *path);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* A raw file as an image: bytes, zeroing with and without punch, extents, read-only, sticky errors.
+/*
+ * A raw file as an image: bytes, zeroing with and without punch, extents, read-only, sticky errors.
  */
 #include <check.h>
 #include <errno.h>

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * A write takes its whole range once: shared if all of it can be written in place, exclusive if any
- * cluster's mapping must change (O5). What was looked up to choose is only a hint; under the hold it
- * is looked up again (O7).
+ * cluster's mapping must change (O5). What was looked up to choose is only a hint; under the hold
+ * it is looked up again (O7).
  */
 #include "qcow2/write.h"
 
@@ -86,7 +86,8 @@ static void padding_free(struct qcow2 *q, struct padding *padding)
 
 /*
  * Fills head [start, data) and tail [data end, end). O6: both lie inside the run that is being
- * written and held, never in a neighbour. Leaves out what reads as zeroes when the new bytes do, too.
+ * written and held, never in a neighbour. Leaves out what reads as zeroes when the new bytes do,
+ * too.
  */
 static int co_padding_fill(struct qcow2 *q, guest_off data, size_t len, bool reads_zero,
                            struct padding *padding)
@@ -190,8 +191,8 @@ static int co_publish_filled(struct qcow2 *q, guest_off start, guest_off end)
 }
 
 /*
- * Writes where clusters of our own stand, but the bytes around are not theirs: behind a zero flag, or
- * in subclusters not allocated yet. `mapping` starts at `guest`.
+ * Writes where clusters of our own stand, but the bytes around are not theirs: behind a zero flag,
+ * or in subclusters not allocated yet. `mapping` starts at `guest`.
  */
 static int co_write_into_own(struct qcow2 *q, guest_off guest, const uint8_t *buf,
                              const struct mapping *mapping)
@@ -250,8 +251,8 @@ static bool needs_new_cluster(struct l2_entry entry, enum entry_class entry_clas
 }
 
 /*
- * How many clusters from the one of `guest` on, up to the end of the request and of the slice, need a
- * new place. At least one: the caller has seen the first.
+ * How many clusters from the one of `guest` on, up to the end of the request and of the slice, need
+ * a new place. At least one: the caller has seen the first.
  */
 static int co_measure_run(struct qcow2 *q, guest_off guest, size_t len, struct new_run *run)
 {
@@ -306,8 +307,8 @@ static int co_padding_measure(struct qcow2 *q, const struct new_run *run, guest_
 }
 
 /*
- * The new clusters become the guest's, what they replace goes into the quarantine (O3). One step after
- * the last wait.
+ * The new clusters become the guest's, what they replace goes into the quarantine (O3). One step
+ * after the last wait.
  */
 static int co_publish_new(struct qcow2 *q, const struct new_run *run, const struct padding *padding)
 {

@@ -212,8 +212,7 @@ static unsigned reap(struct loop *loop)
         struct io_uring_cqe *cqe;
         unsigned head;
         count = 0;
-        io_uring_for_each_cqe(&loop->ring, head, cqe)
-        {
+        io_uring_for_each_cqe(&loop->ring, head, cqe) {
             count++;
             if (cqe->user_data == TAG_SIGNALS) {
                 complete_own_op(&loop->signal_op);

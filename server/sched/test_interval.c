@@ -7,11 +7,11 @@
 #include "sched/interval.h"
 
 /* In hot loops: ck_assert() tells the parent process about each check that holds. */
-#define REQUIRE(condition)                                                                         \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            ck_abort_msg("%s", #condition);                                                        \
-        }                                                                                          \
+#define REQUIRE(condition)                  \
+    do {                                    \
+        if (!(condition)) {                 \
+            ck_abort_msg("%s", #condition); \
+        }                                   \
     } while (0)
 
 #define NODES 120

@@ -262,7 +262,8 @@ static void spawn_reads(void *arg)
         group_enter(&crowd->group);
         ck_assert_int_eq(coro_spawn(read_one_byte, crowd, "byte"), 0);
     }
-    /* All of them wait in the kernel now, and complete together: more than the queue has room for.
+    /*
+     * All of them wait in the kernel now, and complete together: more than the queue has room for.
      */
     for (int i = 0; i < 3; i++) {
         co_yield ();

@@ -14,11 +14,11 @@
 #include "sched/table.h"
 
 /* In hot loops: ck_assert() tells the parent process about each check that holds. */
-#define REQUIRE(condition)                                                                         \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            ck_abort_msg("%s", #condition);                                                        \
-        }                                                                                          \
+#define REQUIRE(condition)                  \
+    do {                                    \
+        if (!(condition)) {                 \
+            ck_abort_msg("%s", #condition); \
+        }                                   \
     } while (0)
 
 #define MANY 10000U

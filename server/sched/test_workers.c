@@ -25,8 +25,7 @@ static void collect(struct worker_pool *pool, struct list *finished, unsigned co
         ck_assert_int_eq(read(poller.fd, &events, sizeof(events)), sizeof(events));
         struct list some = LIST_INIT(some);
         worker_pool_collect(pool, &some);
-        list_for_each(node, &some)
-        {
+        list_for_each(node, &some) {
             got++;
         }
         list_splice_back(finished, &some);
@@ -57,8 +56,7 @@ START_TEST(test_all_work_comes_back_once)
     }
     collect(pool, &finished, PIECES);
     ck_assert_uint_eq(atomic_load(&sum), PIECES);
-    list_for_each(node, &finished)
-    {
+    list_for_each(node, &finished) {
         struct work *piece = list_entry(node, struct work, link);
         ck_assert_ptr_null(piece->owner);
         piece->owner = piece; /* seen */

@@ -28,7 +28,8 @@ static struct world_timer *meld(struct world_timer *a, struct world_timer *b)
     return parent;
 }
 
-/* Melds a row of siblings into one tree: in pairs on the way there, all together on the way back.
+/*
+ * Melds a row of siblings into one tree: in pairs on the way there, all together on the way back.
  */
 static struct world_timer *meld_siblings(struct world_timer *first)
 {

@@ -155,8 +155,7 @@ void worker_pool_collect(struct worker_pool *pool, struct list *finished)
     pthread_mutex_lock(&pool->lock);
     list_splice_back(&taken, &pool->finished);
     pthread_mutex_unlock(&pool->lock);
-    list_for_each(node, &taken)
-    {
+    list_for_each(node, &taken) {
         pool->outstanding--;
     }
     list_splice_back(finished, &taken);

@@ -67,7 +67,8 @@ bool oracle_read_end(struct oracle *oracle, uint64_t began, uint64_t offset, con
 uint64_t oracle_flush_begin(struct oracle *oracle);
 void oracle_flush_done(struct oracle *oracle, uint64_t began);
 
-/* Power was cut: what may be there is what may have been durable. Running requests are forgotten.
+/*
+ * Power was cut: what may be there is what may have been durable. Running requests are forgotten.
  */
 void oracle_power_cut(struct oracle *oracle);
 

@@ -242,7 +242,8 @@ static void judge_result(struct run *run, const struct request *request, int res
     }
 }
 
-/* Ends a request of the living; false when the power was cut meanwhile and nothing may be learnt.
+/*
+ * Ends a request of the living; false when the power was cut meanwhile and nothing may be learnt.
  */
 static bool request_end(struct run *run, const struct request *request, int result)
 {
