@@ -91,9 +91,20 @@ static uint64_t pattern_word(uint32_t value, uint64_t word_index)
 void oracle_pattern(uint32_t value, uint64_t offset, void *buf, size_t len)
 {
     uint8_t *to = buf;
+    if (value == ORACLE_ZERO) {
+        memset(to, 0, len);
+        return;
+    }
     while (len > 0) {
         uint64_t word = pattern_word(value, offset / 8);
         size_t skip = (size_t)(offset % 8);
+        if (skip == 0 && len >= 8) {
+            memcpy(to, &word, 8);
+            to += 8;
+            offset += 8;
+            len -= 8;
+            continue;
+        }
         size_t part = MIN_OF(8 - skip, len);
         memcpy(to, (const uint8_t *)&word + skip, part);
         to += part;
@@ -106,9 +117,16 @@ static bool pattern_matches(uint32_t value, uint64_t offset, const uint8_t *byte
 {
     while (len > 0) {
         uint64_t word = pattern_word(value, offset / 8);
+        uint64_t found;
         size_t skip = (size_t)(offset % 8);
         size_t part = MIN_OF(8 - skip, len);
-        if (memcmp(bytes, (const uint8_t *)&word + skip, part) != 0) {
+        if (part == 8) {
+            memcpy(&found, bytes, 8);
+        } else {
+            found = word;
+            memcpy((uint8_t *)&found + skip, bytes, part);
+        }
+        if (found != word) {
             return false;
         }
         bytes += part;
