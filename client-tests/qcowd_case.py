@@ -17,10 +17,10 @@ TIMEOUT_SEC = 120
 QCOWD = os.path.abspath(os.environ.get("QCOWD", "build/server/qcowd"))
 
 
-def run(*arguments, **options):
+def run(*arguments, program=QCOWD, **options):
     """Runs qcowd to its end."""
     options.setdefault("stdin", subprocess.DEVNULL)
-    return subprocess.run([QCOWD, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    return subprocess.run([program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           text=True, errors="replace", timeout=TIMEOUT_SEC, check=False, **options)
 
 
