@@ -32,6 +32,7 @@ const char options_help[] =
     "  -r, --read-only             refuse writes; the image is opened read-only\n"
     "      --discard unmap|ignore  give trimmed space back to the host (default), or keep it\n"
     "      --cache writeback|none  use the host's page cache (default), or bypass it\n"
+    "      --shutdown-timeout N    when stopping, cut clients that hold on after N seconds (10)\n"
     "\n"
     "create\n"
     "  -o OPTION=VALUE,...         compat, cluster_size, refcount_bits, extended_l2,\n"
@@ -53,8 +54,18 @@ const char options_help[] =
     "\n"
     "The manual is qcowd(1).\n";
 
+/* The message that refuses more names it, too. */
+#define SHUTDOWN_TIMEOUT_MAX_S 3600U
+
 /* Options without a letter. */
-enum long_only { OPTION_RUN = 256, OPTION_DISCARD, OPTION_CACHE, OPTION_REPAIR, OPTION_JSON };
+enum long_only {
+    OPTION_RUN = 256,
+    OPTION_DISCARD,
+    OPTION_CACHE,
+    OPTION_SHUTDOWN_TIMEOUT,
+    OPTION_REPAIR,
+    OPTION_JSON
+};
 
 #define COMMON_LETTERS "vqhV"
 #define COMMON_OPTIONS                                                         \
@@ -74,6 +85,7 @@ static const struct option serve_options[] = {
     {"read-only", no_argument, NULL, 'r'},
     {"discard", required_argument, NULL, OPTION_DISCARD},
     {"cache", required_argument, NULL, OPTION_CACHE},
+    {"shutdown-timeout", required_argument, NULL, OPTION_SHUTDOWN_TIMEOUT},
     COMMON_OPTIONS,
 };
 
@@ -111,17 +123,38 @@ static int refuse_value(const char *option, const char *value, const char *allow
     return err_set(err, EINVAL, "%s '%s': must be %s", option, show(&shown, value), allowed);
 }
 
+/* Decimal digits and nothing else, `most` or less. */
+static bool parse_number(const char *text, uint32_t most, uint32_t *number)
+{
+    uint64_t value = 0;
+    const char *digit = text;
+    for (; *digit >= '0' && *digit <= '9' && value <= most; digit++) {
+        value = value * 10 + (uint64_t)(*digit - '0');
+    }
+    if (digit == text || *digit != '\0' || value > most) {
+        return false;
+    }
+    *number = (uint32_t)value;
+    return true;
+}
+
 static int parse_port(const char *text, uint16_t *port, struct errtext *err)
 {
-    unsigned long value = 0;
-    const char *digit = text;
-    for (; *digit >= '0' && *digit <= '9' && value <= UINT16_MAX; digit++) {
-        value = value * 10 + (unsigned long)(*digit - '0');
-    }
-    if (digit == text || *digit != '\0' || value > UINT16_MAX) {
+    uint32_t value;
+    if (!parse_number(text, UINT16_MAX, &value)) {
         return refuse_value("--port", text, "a number from 0 to 65535", err);
     }
     *port = (uint16_t)value;
+    return 0;
+}
+
+static int parse_shutdown_timeout(const char *text, uint32_t *timeout_ms, struct errtext *err)
+{
+    uint32_t seconds;
+    if (!parse_number(text, SHUTDOWN_TIMEOUT_MAX_S, &seconds)) {
+        return refuse_value("--shutdown-timeout", text, "seconds, a number from 0 to 3600", err);
+    }
+    *timeout_ms = seconds * 1000;
     return 0;
 }
 
@@ -225,6 +258,8 @@ static int take_serve_option(struct config *config, int letter, char *value, str
         return 0;
     case OPTION_DISCARD:
         return take_discard(serve, value, err);
+    case OPTION_SHUTDOWN_TIMEOUT:
+        return parse_shutdown_timeout(value, &serve->shutdown_timeout_ms, err);
     default:
         assert(letter == OPTION_CACHE);
         return take_cache(serve, value, err);
@@ -474,6 +509,7 @@ int options_parse(struct config *config, int argc, char **argv, struct errtext *
     config->serve.port = DEFAULT_NBD_PORT;
     config->serve.export_name = "";
     config->serve.trim = TRIM_UNMAP;
+    config->serve.shutdown_timeout_ms = LIMIT_SHUTDOWN_GRACE_MS;
     config->repair = CHECK_ONLY;
     create_options_init(&config->create.options);
 

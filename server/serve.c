@@ -32,8 +32,6 @@
 #include "sched/sync.h"
 #include "uri.h"
 
-#define GRACE_NS (LIMIT_SHUTDOWN_GRACE_MS * 1000000ULL)
-
 /* What we open beside connections and images: ring, signals, listeners, standard descriptors. */
 #define OTHER_DESCRIPTORS 64U
 
@@ -339,10 +337,10 @@ static int co_start_serving(struct server *server, struct errtext *err)
     return server->config->run ? start_captive(server, err) : 0;
 }
 
-/* The command of --run gets a grace time too, then ends whether it wants or not. */
-static void co_wait_for_captive(struct server *server)
+/* The command of --run may use what is left of the grace time, then ends whether it wants or not.
+ */
+static void co_wait_for_captive(struct server *server, uint64_t deadline_ns)
 {
-    uint64_t deadline_ns = world_now_ns(server->runtime.world) + GRACE_NS;
     while (captive_running(&server->captive)) {
         uint64_t now_ns = world_now_ns(server->runtime.world);
         if (now_ns >= deadline_ns || server->stop_signals > 1) {
@@ -359,15 +357,17 @@ static void co_wait_for_captive(struct server *server)
 /* O9 */
 static void co_stop_serving(struct server *server)
 {
+    uint64_t grace_ns = server->config->shutdown_timeout_ms * 1000000ULL;
+    uint64_t deadline_ns = world_now_ns(server->runtime.world) + grace_ns;
     co_listeners_stop(&server->listeners);
     captive_kill(&server->captive, SIGTERM);
     server->draining = true;
-    co_nbd_drain(&server->service, server->stop_signals > 1 ? 0 : GRACE_NS);
+    co_nbd_drain(&server->service, server->stop_signals > 1 ? 0 : grace_ns);
     co_group_wait(&server->cutters);
     /* Connections that were accepted but had not begun when draining began. */
     co_group_wait(&server->listeners.connections);
     server->draining = false;
-    co_wait_for_captive(server);
+    co_wait_for_captive(server, deadline_ns);
 }
 
 static void co_server_life(void *arg)

@@ -67,6 +67,7 @@ START_TEST(test_serve_defaults)
     ck_assert(!line.config.serve.read_only);
     ck_assert(!line.config.serve.direct);
     ck_assert_int_eq((int)line.config.serve.trim, (int)TRIM_UNMAP);
+    ck_assert_uint_eq(line.config.serve.shutdown_timeout_ms, 10000);
     ck_assert_int_eq((int)line.config.log_level, (int)LOG_LEVEL_WARNING);
 }
 END_TEST
@@ -74,7 +75,7 @@ END_TEST
 START_TEST(test_serve_all_options)
 {
     expect_ok("serve|-U|s.sock|-p|0|-i|::1|-e|vm one|-r|--discard|ignore|--cache=none|--run|ls|"
-              "-v|disk");
+              "--shutdown-timeout|3600|-v|disk");
     const struct serve_config *serve = &line.config.serve;
     ck_assert_str_eq(serve->unix_path, "s.sock");
     ck_assert(serve->tcp);
@@ -84,6 +85,7 @@ START_TEST(test_serve_all_options)
     ck_assert_str_eq(serve->run, "ls");
     ck_assert(serve->read_only);
     ck_assert(serve->direct);
+    ck_assert_uint_eq(serve->shutdown_timeout_ms, 3600 * 1000);
     ck_assert_int_eq((int)serve->trim, (int)TRIM_IGNORE);
     ck_assert_int_eq((int)line.config.log_level, (int)LOG_LEVEL_INFO);
     ck_assert_str_eq(line.config.image, "disk");
@@ -134,6 +136,11 @@ START_TEST(test_serve_refusals)
     expect_refused("--unix=s|-Z|disk", "'-Z'");
     expect_refused("--discard|maybe|disk", "unmap or ignore");
     expect_refused("--cache|writethrough|disk", "writeback or none");
+    expect_refused("--shutdown-timeout|3601|disk", "0 to 3600");
+    expect_refused("--shutdown-timeout|-1|disk", "0 to 3600");
+    expect_refused("--shutdown-timeout|1.5|disk", "0 to 3600");
+    expect_refused("--shutdown-timeout||disk", "0 to 3600");
+    expect_refused("--shutdown-timeout|99999999999999999999|disk", "0 to 3600");
     expect_refused("-s|-U|s|disk", "--stdio");
     expect_refused("-s|-p|1|disk", "--stdio");
     expect_refused("-s|--run|ls|disk", "--run");

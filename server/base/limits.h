@@ -26,7 +26,8 @@
 #define LIMIT_CONNECTIONS     1024U
 /* Extents in one BLOCK_STATUS reply (NBD: at most 2^20). */
 #define LIMIT_STATUS_EXTENTS 4096U
-/* Stopping: in-flight requests are waited for, then clients that do not read are cut. */
+/* Stopping: in-flight requests are waited for, then clients that do not read are cut; unless
+ * --shutdown-timeout says otherwise. */
 #define LIMIT_SHUTDOWN_GRACE_MS 10000U
 
 /* Metadata cache: L2 slices and refcount blocks of one image. */
