@@ -351,6 +351,7 @@ class Server:
     """qcowd on a Unix socket; its words go to a file, so that it never waits for us to read."""
 
     def __init__(self, image, directory, *options):
+        self.image = image
         self.path = os.path.join(directory, "sock")
         self.log = open(os.path.join(directory, "server.log"), "w+", encoding="utf-8",
                         errors="replace")
@@ -374,10 +375,16 @@ class Server:
         self.process.send_signal(number)
 
     def kill(self):
-        """The end without warning; the socket's file stays."""
+        """The end without warning. The kernel finishes the dead process's I/O in its own time, and
+        the locks on the image stay until then: no other process can open it too early."""
         self.signal(signal.SIGKILL)
         self.process.wait(TIMEOUT_S)
         self.forget()
+        deadline = time.monotonic() + TIMEOUT_S
+        while "locked by" in run(QCOWD, "check", self.image, allowed=(0, 1, 2, 3)).stdout:
+            if time.monotonic() > deadline:
+                raise Failed("the image is locked by a process that is gone")
+            time.sleep(0.02)
 
     def forget(self):
         self.log.close()
