@@ -146,7 +146,9 @@ static int co_write_zeroes(struct qcow2 *q, guest_off start, guest_off end, bool
 {
     end.bytes = MIN_OF(end.bytes, q->image.size_bytes);
     while (start.bytes < end.bytes) {
-        uint64_t len = MIN_OF(end.bytes - start.bytes, sizeof(zero_bytes));
+        /* Pieces meet at aligned places: a sector is never zeroed by halves. */
+        uint64_t reach = sizeof(zero_bytes) - start.bytes % sizeof(zero_bytes);
+        uint64_t len = MIN_OF(end.bytes - start.bytes, reach);
         bool zero = false;
         if (!even_if_zero) {
             int ret = co_reads_zero(q, start, len, &zero);
