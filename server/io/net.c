@@ -7,12 +7,14 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <liburing.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -29,7 +31,7 @@
 
 enum answer { ANSWERS, STALE, VANISHED, NOT_A_SOCKET };
 
-/* What is there at the path that bind() found in use. */
+/* What is there at a path that is in use. */
 static enum answer probe_unix(const struct sockaddr_un *address)
 {
     struct stat st;
@@ -57,20 +59,98 @@ static enum answer probe_unix(const struct sockaddr_un *address)
     }
 }
 
-static int bind_unix(int fd, const struct sockaddr_un *address, struct errtext *err)
+/*
+ * A socket that listens under a name of its own, in the directory of the path that it is for. Only
+ * then does linkat() give it that path, so that the path never names a socket which does not listen
+ * yet: a client may connect as soon as it is there, and nobody takes it for a stale one.
+ */
+struct hidden_socket {
+    int fd;
+    int directory_fd;
+    char name[24];
+};
+
+static int open_directory(const char *path, size_t prefix_len, struct errtext *err)
+{
+    char directory[sizeof(((struct sockaddr_un *)NULL)->sun_path)] = ".";
+
+    if (prefix_len > 0) {
+        memcpy(directory, path, prefix_len);
+        directory[prefix_len] = '\0';
+    }
+    int fd = open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) {
+        int saved = errno;
+        return err_set(err, saved, "%s: cannot make the socket: %s%s", path, strerror(saved),
+                       saved == ENOENT ? ": its directory must exist" : "");
+    }
+    return fd;
+}
+
+/* prefix_len: of the path up to and with its last slash. */
+static int bind_hidden(struct hidden_socket *hidden, const char *path, size_t prefix_len)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    const size_t room = sizeof(address.sun_path);
+    uint32_t random;
+
+    if (getrandom(&random, sizeof(random), 0) != (ssize_t)sizeof(random)) {
+        random = (uint32_t)getpid();
+    }
+    snprintf(hidden->name, sizeof(hidden->name), ".qcowd-%08x", random);
+    if (prefix_len + strlen(hidden->name) < room) {
+        memcpy(address.sun_path, path, prefix_len);
+        memcpy(address.sun_path + prefix_len, hidden->name, strlen(hidden->name) + 1);
+    } else {
+        snprintf(address.sun_path, room, "/proc/self/fd/%d/%s", hidden->directory_fd, hidden->name);
+    }
+    return bind(hidden->fd, (const struct sockaddr *)&address, sizeof(address)) < 0 ? -errno : 0;
+}
+
+static void remove_hidden_name(const struct hidden_socket *hidden)
+{
+    (void)unlinkat(hidden->directory_fd, hidden->name, 0);
+}
+
+/* On success the caller ends both descriptors and the name. */
+static int listen_hidden(struct hidden_socket *hidden, const char *path, size_t prefix_len,
+                         struct errtext *err)
+{
+    hidden->directory_fd = open_directory(path, prefix_len, err);
+    if (hidden->directory_fd < 0) {
+        return hidden->directory_fd;
+    }
+    hidden->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int ret = hidden->fd < 0 ? -errno : bind_hidden(hidden, path, prefix_len);
+    if (ret == 0 && listen(hidden->fd, BACKLOG) < 0) {
+        ret = -errno;
+        remove_hidden_name(hidden);
+    }
+    if (ret < 0) {
+        close(hidden->directory_fd);
+        if (hidden->fd >= 0) {
+            close(hidden->fd);
+        }
+        return err_set(err, -ret, "%s: cannot make the socket: %s%s", path, strerror(-ret),
+                       ret == -EACCES ? ": choose a directory that you may write" : "");
+    }
+    return 0;
+}
+
+/* Gives the socket its path, in the place of a stale one if there is one. */
+static int publish(const struct hidden_socket *hidden, const struct sockaddr_un *address,
+                   size_t prefix_len, struct errtext *err)
 {
     const char *path = address->sun_path;
 
     for (unsigned attempt = 0; attempt < 3; attempt++) {
-        if (bind(fd, (const struct sockaddr *)address, sizeof(*address)) == 0) {
+        if (linkat(hidden->directory_fd, hidden->name, hidden->directory_fd, path + prefix_len,
+                   0) == 0) {
             return 0;
         }
-        if (errno != EADDRINUSE) {
+        if (errno != EEXIST) {
             int saved = errno;
-            return err_set(err, saved, "%s: cannot make the socket: %s%s", path, strerror(saved),
-                           saved == ENOENT   ? ": its directory must exist"
-                           : saved == EACCES ? ": choose a directory that you may write"
-                                             : "");
+            return err_set(err, saved, "%s: cannot make the socket: %s", path, strerror(saved));
         }
         switch (probe_unix(address)) {
         case ANSWERS:
@@ -100,10 +180,11 @@ static int bind_unix(int fd, const struct sockaddr_un *address, struct errtext *
 int net_listen_unix(const char *path, int *fd, struct errtext *err)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct hidden_socket hidden;
     size_t len = strlen(path);
 
-    if (len == 0) {
-        return err_set(err, EINVAL, "the path of the Unix socket is empty");
+    if (len == 0 || path[len - 1] == '/') {
+        return err_set(err, EINVAL, "'%s': the path of the Unix socket names no file", path);
     }
     if (len >= sizeof(address.sun_path)) {
         return err_set(err, ENAMETOOLONG,
@@ -111,22 +192,21 @@ int net_listen_unix(const char *path, int *fd, struct errtext *err)
                        path, sizeof(address.sun_path) - 1, len);
     }
     memcpy(address.sun_path, path, len + 1);
+    const char *last_slash = strrchr(path, '/');
+    size_t prefix_len = last_slash ? (size_t)(last_slash - path) + 1 : 0;
 
-    int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (listener < 0) {
-        int saved = errno;
-        return err_set(err, saved, "%s: cannot make a socket: %s", path, strerror(saved));
-    }
-    int ret = bind_unix(listener, &address, err);
-    if (ret == 0 && listen(listener, BACKLOG) < 0) {
-        ret = err_set(err, errno, "%s: cannot listen: %s", path, strerror(errno));
-        (void)unlink(path);
-    }
+    int ret = listen_hidden(&hidden, path, prefix_len, err);
     if (ret < 0) {
-        close(listener);
         return ret;
     }
-    *fd = listener;
+    ret = publish(&hidden, &address, prefix_len, err);
+    remove_hidden_name(&hidden);
+    close(hidden.directory_fd);
+    if (ret < 0) {
+        close(hidden.fd);
+        return ret;
+    }
+    *fd = hidden.fd;
     return 0;
 }
 

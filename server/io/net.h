@@ -26,7 +26,8 @@ int stream_pair_create(struct loop *loop, int in_fd, int out_fd, struct stream *
 
 /*
  * Listens on a Unix socket. A stale socket file (nobody answers) is replaced, a live one refused
- * with -EADDRINUSE; a file that is not a socket is never removed. *fd is the caller's.
+ * with -EADDRINUSE; a file that is not a socket is never removed. The path appears when the socket
+ * listens, not before. *fd is the caller's.
  */
 int net_listen_unix(const char *path, int *fd, struct errtext *err);
 /*

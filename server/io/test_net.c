@@ -5,6 +5,7 @@
 #include "io/testing.h"
 
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -328,6 +329,45 @@ START_TEST(test_listen_unix)
 }
 END_TEST
 
+static unsigned names_in(const char *directory)
+{
+    unsigned names = 0;
+    DIR *listing = opendir(directory);
+    ck_assert_ptr_nonnull(listing);
+    for (struct dirent *entry = readdir(listing); entry; entry = readdir(listing)) {
+        names += strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0;
+    }
+    closedir(listing);
+    return names;
+}
+
+/* A path as long as can be leaves no room for a longer name in the same directory. */
+START_TEST(test_listen_unix_leaves_one_name)
+{
+    struct errtext err = {""};
+    char path[108];
+    int listener;
+
+    snprintf(path, sizeof(path), "%s/", test_path("long"));
+    size_t used = strlen(path);
+    ck_assert_uint_lt(used, 100);
+    memset(path + used, 'd', 105 - used);
+    memcpy(path + 105, "", 1);
+    ck_assert_int_eq(mkdir(test_path("long"), 0700), 0);
+    ck_assert_int_eq(mkdir(path, 0700), 0);
+    memcpy(path + 105, "/s", 3);
+    ck_assert_int_eq(net_listen_unix(path, &listener, &err), 0);
+    int fd = connect_unix(path);
+    ck_assert_int_ge(fd, 0);
+    close(fd);
+    close(listener);
+    ck_assert_int_eq(net_listen_unix(path, &listener, &err), 0);
+    close(listener);
+    path[105] = '\0';
+    ck_assert_uint_eq(names_in(path), 1);
+}
+END_TEST
+
 /* TCP. */
 
 static bool have_ipv6(void)
@@ -503,6 +543,7 @@ int main(void)
     tcase_add_test(tcase, test_ends);
     tcase_add_test(tcase, test_abort);
     tcase_add_test(tcase, test_listen_unix);
+    tcase_add_test(tcase, test_listen_unix_leaves_one_name);
     tcase_add_test(tcase, test_listen_tcp);
     tcase_add_test(tcase, test_accept);
     tcase_add_test(tcase, test_exhausted);
