@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/check.h"
@@ -242,6 +243,21 @@ static void must_close(struct run *run)
     }
 }
 
+static void must_check(struct run *run, const char *path, struct check_result *found)
+{
+    struct call call = {.path = path};
+    run->statistics->checks++;
+    run_call(run, &call, call_check, "check");
+    if (call.result < 0) {
+        run_fail(run, "cannot check: %s", call.err.text);
+    }
+    if (call.check.corruptions != 0) {
+        run_fail(run, "check finds %" PRIu64 " corruptions and %" PRIu64 " leaks",
+                 call.check.corruptions, call.check.leaks);
+    }
+    *found = call.check;
+}
+
 /* ---- The files that a run begins with ---- */
 
 struct creation {
@@ -292,6 +308,48 @@ static void put_on_top(struct run *run, uint64_t size_bytes)
     oracle_free(below_it);
 }
 
+static void must_fill(struct run *run, const char *path)
+{
+    struct plan *plan = &run->plan;
+    uint64_t hot_ppm = plan->hot_ppm;
+    plan->hot_ppm = 0; /* all over the disk */
+    must_open(run, path, false);
+    struct call fill = {.path = path};
+    run_call(run, &fill, call_fill, "fill");
+    must_close(run);
+    run_out(run);
+    plan->hot_ppm = (unsigned)hot_ppm;
+}
+
+static void must_repair_all(struct run *run, const char *path)
+{
+    struct call call = {.path = path, .repair = CHECK_REPAIR_ALL};
+    struct check_result found;
+    run_call(run, &call, call_check, "repair");
+    if (call.result < 0) {
+        run_fail(run, "cannot repair %s: %s", path, call.err.text);
+    }
+    must_check(run, path, &found);
+    if (found.leaks != 0) {
+        run_fail(run, "%s: %" PRIu64 " leaks after a repair of all", path, found.leaks);
+    }
+}
+
+/* What other programs put into images: compressed clusters, a snapshot. */
+static void dress_image(struct run *run)
+{
+    must_fill(run, IMAGE_NAME);
+    if (run->plan.compressed) {
+        dress_compress(run->world, IMAGE_NAME);
+    }
+    if (run->plan.snapshot) {
+        dress_snapshot(run->world, IMAGE_NAME, &run->snapshot);
+        run->snapshot_oracle = oracle_create(run->plan.create.size_bytes);
+        oracle_inherit(run->snapshot_oracle, run->oracle);
+    }
+    must_repair_all(run, IMAGE_NAME);
+}
+
 static void make_base(struct run *run)
 {
     struct plan *plan = &run->plan;
@@ -305,13 +363,11 @@ static void make_base(struct run *run)
     }
     make_image(run, BASE_NAME, &options);
     put_on_top(run, plan->base_bytes);
-    uint64_t hot_len = plan->hot_len;
-    plan->hot_len = plan->base_bytes; /* fill all over */
-    must_open(run, BASE_NAME, false);
-    struct call fill = {.path = BASE_NAME};
-    run_call(run, &fill, call_fill, "fill");
-    must_close(run);
-    plan->hot_len = hot_len;
+    must_fill(run, BASE_NAME);
+    if (plan->base_compressed) {
+        dress_compress(run->world, BASE_NAME);
+        must_repair_all(run, BASE_NAME);
+    }
 }
 
 static void make_files(struct run *run)
@@ -327,6 +383,9 @@ static void make_files(struct run *run)
     }
     make_image(run, IMAGE_NAME, &plan->create);
     put_on_top(run, plan->create.size_bytes);
+    if (plan->compressed || plan->snapshot) {
+        dress_image(run);
+    }
 }
 
 static uint64_t file_hash(struct run *run, const char *path)
@@ -449,21 +508,6 @@ static bool live(struct run *run)
     return closed.result == 0;
 }
 
-static void must_check(struct run *run, const char *path, struct check_result *found)
-{
-    struct call call = {.path = path};
-    run->statistics->checks++;
-    run_call(run, &call, call_check, "check");
-    if (call.result < 0) {
-        run_fail(run, "cannot check: %s", call.err.text);
-    }
-    if (call.check.corruptions != 0) {
-        run_fail(run, "check finds %" PRIu64 " corruptions and %" PRIu64 " leaks",
-                 call.check.corruptions, call.check.leaks);
-    }
-    *found = call.check;
-}
-
 static void call_lengthen(void *arg)
 {
     struct call *call = arg;
@@ -549,7 +593,12 @@ static void dump_file(struct run *run, const char *name)
     if (sim_file_get(run->world, name, &bytes, &len) < 0) {
         return;
     }
-    snprintf(path, sizeof(path), "%s/seed-%" PRIu64 "-%s", run->dump_directory, run->seed, name);
+    snprintf(path, sizeof(path), "%s/%" PRIu64, run->dump_directory, run->seed);
+    if (mkdir(path, 0777) < 0 && errno != EEXIST) {
+        fprintf(stderr, "%s: %s\n", path, strerror(errno));
+        exit(2);
+    }
+    snprintf(path, sizeof(path), "%s/%" PRIu64 "/%s", run->dump_directory, run->seed, name);
     FILE *file = fopen(path, "wb");
     if (!file || fwrite(bytes, 1, (size_t)len, file) != len || fclose(file) != 0) {
         fprintf(stderr, "%s: %s\n", path, strerror(errno));
@@ -589,6 +638,22 @@ static void one_life(struct run *run)
     run_out(run);
 }
 
+/* The snapshot still holds what it held. */
+static void verify_snapshot(struct run *run)
+{
+    struct oracle *present = run->oracle;
+    run->oracle = run->snapshot_oracle;
+    dress_copy_snapshot(run->world, IMAGE_NAME, &run->snapshot, COPY_NAME);
+    must_open(run, COPY_NAME, true);
+    struct call verify = {.path = COPY_NAME};
+    run_call(run, &verify, call_verify, "verify");
+    must_close(run);
+    run_out(run);
+    run->oracle = present;
+    oracle_free(run->snapshot_oracle);
+    run->snapshot_oracle = NULL;
+}
+
 void run_seed(struct run *run)
 {
     run->world = sim_create(run->seed);
@@ -611,6 +676,10 @@ void run_seed(struct run *run)
     for (unsigned i = 0; i < run->plan.lives; i++) {
         run_trace(run, "---- life %u", i + 1);
         one_life(run);
+    }
+    if (run->snapshot_oracle) {
+        run_trace(run, "---- snapshot");
+        verify_snapshot(run);
     }
     if (base_hash != file_hash(run, BASE_NAME) || raw_hash != file_hash(run, RAW_NAME)) {
         run_fail(run, "a backing file has changed");

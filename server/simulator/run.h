@@ -12,6 +12,7 @@
 
 #include "image.h"
 #include "io/sim.h"
+#include "simulator/dress.h"
 #include "simulator/oracle.h"
 #include "simulator/workload.h"
 
@@ -42,6 +43,8 @@ struct run {
     struct world *world;
     struct oracle *oracle;
     struct image *image; /* while one is open */
+    struct dressed_snapshot snapshot;
+    struct oracle *snapshot_oracle; /* what the snapshot holds; NULL without one */
     struct plan plan;
     struct life life;
     unsigned tasks;        /* coroutines of the run that have not returned */

@@ -27,7 +27,7 @@ static const char usage[] =
     "  --trace              print requests, disk operations and commits\n"
     "  --hash               print a hash of each run's trace: the same on every machine\n"
     "  --keep-going         a process for each run; count failures and go on\n"
-    "  --dump DIRECTORY     leave each run's last image there\n"
+    "  --dump DIRECTORY     leave each run's last image in DIRECTORY/SEED/\n"
     "Exit status: 0 nothing found, 1 a finding, 2 wrong usage.\n";
 
 struct settings {

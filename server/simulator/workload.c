@@ -73,6 +73,14 @@ static void draw_backing(struct run *run)
         plan->create.backing_name = "base.qcow2";
         plan->create.backing_format = "qcow2";
     }
+    plan->base_compressed = below(run, 3) == 0;
+}
+
+static void draw_dress(struct run *run)
+{
+    struct plan *plan = &run->plan;
+    plan->compressed = below(run, 4) == 0;
+    plan->snapshot = below(run, 4) == 0 && plan->create.refcount_bits > 1;
 }
 
 static void draw_places(struct run *run)
@@ -102,6 +110,7 @@ void plan_draw(struct run *run)
     memset(plan, 0, sizeof(*plan));
     draw_format(run);
     draw_backing(run);
+    draw_dress(run);
     draw_places(run);
     plan->open.trim = below(run, 10) == 0 ? TRIM_IGNORE : TRIM_UNMAP;
     plan->open.cache_bytes = cache_bytes[below(run, ARRAY_LEN(cache_bytes))];
@@ -123,13 +132,15 @@ void plan_describe(const struct plan *plan, char *text, unsigned long text_bytes
 {
     static const char *const backing[] = {"none", "raw", "qcow2", "qcow2 on raw"};
     snprintf(text, text_bytes,
-             "version %u, %" PRIu64 " bytes, clusters of %" PRIu64 ", refcounts of %u bits%s%s, "
+             "version %u, %" PRIu64 " bytes, clusters of %" PRIu64
+             ", refcounts of %u bits%s%s%s%s, "
              "backing %s (raw %" PRIu64 ", qcow2 %" PRIu64 "), cache %" PRIu64 ", commit %" PRIu64
              " ms, %s, %u lives of %u clients with %u requests",
              plan->create.version, plan->create.size_bytes, plan->create.cluster_bytes,
              plan->create.refcount_bits, plan->create.extended_l2 ? ", extended L2" : "",
-             plan->create.lazy_refcounts ? ", lazy refcounts" : "", backing[plan->backing],
-             plan->raw_bytes, plan->base_bytes, plan->open.cache_bytes,
+             plan->create.lazy_refcounts ? ", lazy refcounts" : "",
+             plan->compressed ? ", compressed" : "", plan->snapshot ? ", snapshot" : "",
+             backing[plan->backing], plan->raw_bytes, plan->base_bytes, plan->open.cache_bytes,
              plan->open.commit_interval_ms,
              plan->open.trim == TRIM_UNMAP ? "trim unmaps" : "trim ignored", plan->lives,
              plan->clients, plan->requests_per_client);

@@ -32,6 +32,9 @@ struct plan {
     enum backing_kind backing;
     uint64_t raw_bytes;  /* of the raw file at the end of the chain */
     uint64_t base_bytes; /* of the qcow2 file between */
+    bool base_compressed;
+    bool compressed; /* the image begins with compressed clusters */
+    bool snapshot;   /* and with an internal snapshot */
     unsigned lives;
     unsigned clients;
     unsigned requests_per_client;
