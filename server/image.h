@@ -102,6 +102,9 @@ struct image {
     uint64_t size_bytes;
     bool read_only;
     bool can_zero_fast; /* whether IMAGE_FAST_ZERO can ever succeed */
+    /* Set by whoever wants to close the image soon: requests that are worked off in pieces end with
+     * -ESHUTDOWN after the one at hand (O9). */
+    bool ending;
     /* Preferred I/O size for INFO_BLOCK_SIZE: a power of two, 512 or more. */
     uint32_t preferred_bytes;
     /* For messages; owned by the image. */

@@ -139,6 +139,10 @@ static void on_grace_over(struct world_timer *timer)
 {
     struct nbd_service *service = container_of(timer, struct nbd_service, grace_timer);
 
+    /* O9: a request for terabytes of zeroes is not waited for, either. */
+    for (unsigned i = 0; i < service->export_count; i++) {
+        service->exports[i].image->ending = true;
+    }
     list_for_each(link, &service->connections) {
         connection_abort(list_entry(link, struct connection, link),
                          "it was not gone within the time to shut down");

@@ -343,6 +343,9 @@ static int co_zero_range(struct qcow2 *q, guest_off start, guest_off end, enum z
     unsigned pieces = 0;
 
     while (start.bytes < end.bytes) {
+        if (q->image.ending) {
+            return -ESHUTDOWN;
+        }
         bool skip = nothing_there(q, start, mode);
         uint64_t reach =
             skip ? slice_guest_bytes(&q->geo) * (q->geo.l2_entries / q->geo.slice_l2_entries)
