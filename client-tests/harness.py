@@ -85,6 +85,7 @@ class Oracle:
         self.versions = BASE
         self.keep = keep
         self.flushes = []  # (began, answered)
+        self.reads = set()  # when those under way began
         base, zero = self.settled(BASE), self.settled(ZERO)
         self.trims_count = True
         self.writes = [[base] if i < base_bytes // SECTOR else [zero] for i in range(self.sectors)]
@@ -100,14 +101,19 @@ class Oracle:
         if count == 0:
             return Write(ZERO, FOREVER), self.versions
         write = Write(ZERO if zero else self.versions, time.monotonic_ns(), fua)
-        safe = None
         for sector in range(first, first + count):
             writes = self.writes[sector]
             writes.append(write)
             if len(writes) > 24 and not self.keep:
-                safe = self.flushed_until(FOREVER) if safe is None else safe
-                self.writes[sector] = self.possible(writes, safe, FOREVER)
+                self.writes[sector] = self.pruned(writes)
         return write, self.versions
+
+    def pruned(self, writes):
+        """Without those that neither a crash nor a read that is under way can show any more."""
+        after_crash = self.possible(writes, self.flushed_until(FOREVER), FOREVER)
+        oldest_read = min(self.reads, default=FOREVER)
+        in_reads = self.possible(writes, oldest_read, FOREVER, trust_fua=False)
+        return [write for write in writes if write in after_crash or write in in_reads]
 
     def flush_answered(self, began):
         self.flushes.append((began, time.monotonic_ns()))
@@ -155,6 +161,7 @@ class Oracle:
         known = {}
         self.writes = [[known.setdefault(version, self.settled(version))] for version in versions]
         self.flushes = []
+        self.reads = set()
 
 
 # ---- load
@@ -207,6 +214,7 @@ class Client:
             handle.aio_flush(lambda error: self.flushed(began, error))
         elif kind == "read":
             data = bytearray(length)
+            oracle.reads.add(began)
             handle.aio_pread(nbd.Buffer.from_buffer(data), place,
                              lambda error: self.has_read(first, data, began, error))
         else:
@@ -249,6 +257,7 @@ class Client:
         return 1
 
     def has_read(self, first, data, began, error):
+        self.load.oracle.reads.discard(began)
         if self.answered("read", error.value) and error.value == 0 and not self.load.broken:
             try:
                 self.load.oracle.judge(first, bytes(data), began, trust_fua=False)
