@@ -191,6 +191,12 @@ static const char *host_for_clients(const char *bind)
     return bind;
 }
 
+static char *decimal(unsigned value)
+{
+    char *text;
+    return asprintf(&text, "%u", value) < 0 ? NULL : text;
+}
+
 /* A Unix socket is preferred where there are both: only it says who may connect. */
 static int describe_address(struct server *server, uint16_t port, struct errtext *err)
 {
@@ -199,9 +205,7 @@ static int describe_address(struct server *server, uint16_t port, struct errtext
     const char *unix_path = config->unix_path ? config->unix_path : server->temporary_socket;
     const char *host = host_for_clients(config->bind);
     address->unix_path = unix_path ? absolute_path(unix_path) : strdup("");
-    if (asprintf(&address->port, config->tcp ? "%u" : "", port) < 0) {
-        address->port = NULL;
-    }
+    address->port = config->tcp ? decimal(port) : strdup("");
     if (unix_path && address->unix_path) {
         address->uri = uri_unix(address->unix_path, config->export_name);
         address->old_uri = old_uri_unix(address->unix_path, config->export_name);
