@@ -38,7 +38,7 @@ struct connection {
 
     /* What the handshake settled. */
     const struct nbd_export *chosen;
-    bool structured;
+    enum header_form form;
     unsigned meta_contexts;               /* set of enum meta_context */
     const struct nbd_export *meta_export; /* the one they were selected for */
     struct request_rules rules;

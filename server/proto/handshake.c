@@ -186,7 +186,10 @@ static uint16_t transmission_flags(const struct connection *conn, const struct n
         flags |= NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES;
         flags |= export->image->can_zero_fast ? NBD_FLAG_SEND_FAST_ZERO : 0U;
     }
-    flags |= conn->structured ? NBD_FLAG_SEND_DF : 0U;
+    flags |= conn->form >= HEADERS_STRUCTURED ? NBD_FLAG_SEND_DF : 0U;
+    if (conn->form == HEADERS_EXTENDED && conn->meta_contexts != 0 && conn->meta_export == export) {
+        flags |= NBD_FLAG_BLOCK_STATUS_PAYLOAD;
+    }
     flags |= export->multi_conn ? NBD_FLAG_CAN_MULTI_CONN : 0U;
     return (uint16_t)flags;
 }
@@ -201,8 +204,8 @@ static void choose(struct connection *conn, const struct nbd_export *export)
     conn->rules = (struct request_rules){
         .size_bytes = export->image->size_bytes,
         .transmission_flags = transmission_flags(conn, export),
-        .structured = conn->structured,
-        .block_status = conn->structured && conn->meta_contexts != 0,
+        .form = conn->form,
+        .meta_contexts = conn->meta_contexts,
     };
     log_debug("client %s: export \"%s\", flags 0x%x", conn->stream->peer, export->name,
               conn->rules.transmission_flags);
@@ -216,6 +219,10 @@ static enum next_step co_option_export_name(struct negotiation *talk)
     char shown[SHOWN_TEXT_BYTES];
     const struct nbd_export *export = NULL;
 
+    if (conn->form == HEADERS_EXTENDED) { /* nor has it a place among extended headers */
+        connection_complain(conn, "EXPORT_NAME after EXTENDED_HEADERS: disconnected");
+        return NEXT_DISCONNECT;
+    }
     if (!name_fault(talk->payload, talk->payload_len)) {
         export = find_export(conn->service, talk->payload, talk->payload_len);
     }
@@ -371,10 +378,26 @@ static enum next_step co_option_structured_reply(struct negotiation *talk)
     if (talk->payload_len > 0) {
         return co_refuse(talk, NBD_REP_ERR_INVALID, "STRUCTURED_REPLY takes no data");
     }
-    if (talk->conn->structured) {
+    if (talk->conn->form == HEADERS_EXTENDED) {
+        return co_refuse(talk, NBD_REP_ERR_EXT_HEADER_REQD,
+                         "extended headers are agreed on, and take their place");
+    }
+    if (talk->conn->form == HEADERS_STRUCTURED) {
         return co_refuse(talk, NBD_REP_ERR_INVALID, "structured replies are agreed on already");
     }
-    talk->conn->structured = true;
+    talk->conn->form = HEADERS_STRUCTURED;
+    return co_ack(talk);
+}
+
+static enum next_step co_option_extended_headers(struct negotiation *talk)
+{
+    if (talk->payload_len > 0) {
+        return co_refuse(talk, NBD_REP_ERR_INVALID, "EXTENDED_HEADERS takes no data");
+    }
+    if (talk->conn->form == HEADERS_EXTENDED) {
+        return co_refuse(talk, NBD_REP_ERR_INVALID, "extended headers are agreed on already");
+    }
+    talk->conn->form = HEADERS_EXTENDED;
     return co_ack(talk);
 }
 
@@ -404,8 +427,9 @@ static enum next_step co_option_meta_context(struct negotiation *talk)
         conn->meta_contexts = 0;
         conn->meta_export = NULL;
     }
-    if (!conn->structured) {
-        return co_refuse(talk, NBD_REP_ERR_INVALID, "structured replies come first");
+    if (conn->form == HEADERS_SIMPLE) {
+        return co_refuse(talk, NBD_REP_ERR_INVALID,
+                         "structured replies or extended headers come first");
     }
     if (!meta_query_parse(talk->payload, talk->payload_len, !selecting, &query, &why)) {
         return co_refuse(talk, NBD_REP_ERR_INVALID, "%s", why);
@@ -441,6 +465,7 @@ static co_option_fn *option_handler(uint32_t option)
         [NBD_OPT_STRUCTURED_REPLY] = co_option_structured_reply,
         [NBD_OPT_LIST_META_CONTEXT] = co_option_meta_context,
         [NBD_OPT_SET_META_CONTEXT] = co_option_meta_context,
+        [NBD_OPT_EXTENDED_HEADERS] = co_option_extended_headers,
     };
     return option < ARRAY_LEN(handlers) ? handlers[option] : NULL;
 }

@@ -34,6 +34,11 @@ uint32_t meta_context_id(unsigned context)
     return context + 1;
 }
 
+unsigned meta_context_of_id(uint32_t id)
+{
+    return id >= 1 && id <= META_CONTEXT_COUNT ? id - 1 : META_CONTEXT_COUNT;
+}
+
 uint32_t meta_context_status(unsigned context, const struct extent *extent)
 {
     assert(context < META_CONTEXT_COUNT);

@@ -17,6 +17,8 @@ enum meta_context { META_BASE_ALLOCATION, META_QEMU_ALLOCATION_DEPTH, META_CONTE
 
 const char *meta_context_name(unsigned context);
 uint32_t meta_context_id(unsigned context);
+/* The context of an id, META_CONTEXT_COUNT when it is nobody's. */
+unsigned meta_context_of_id(uint32_t id);
 uint32_t meta_context_status(unsigned context, const struct extent *extent);
 
 /* The payload of LIST_META_CONTEXT and SET_META_CONTEXT. */

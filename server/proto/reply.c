@@ -13,7 +13,6 @@
 #include "base/check.h"
 #include "io/buffers.h"
 #include "proto/meta.h"
-#include "proto/wire.h"
 
 uint32_t reply_error_number(int negative_errno, bool fast_zero)
 {
@@ -75,112 +74,134 @@ static void add_piece(struct reply *reply, void *bytes, size_t len)
     reply->total_bytes += len;
 }
 
-void reply_simple(struct reply *reply, uint64_t cookie, uint32_t error)
+static void put_simple(struct reply *reply, const struct reply_to *to, uint32_t error)
 {
     struct wire_simple_reply *wire = (void *)reply->head;
 
-    start(reply);
     put_be32(wire->magic, NBD_SIMPLE_REPLY_MAGIC);
     put_be32(wire->error, error);
-    put_be64(wire->cookie, cookie);
+    put_be64(wire->cookie, to->cookie);
     add_piece(reply, wire, sizeof(*wire));
 }
 
-void reply_read_simple(struct reply *reply, uint64_t cookie, void *payload, size_t len)
+static size_t chunk_header_bytes(const struct reply_to *to)
 {
-    reply_simple(reply, cookie, NBD_SUCCESS);
-    if (len > 0) {
-        add_piece(reply, payload, len);
+    return to->form == HEADERS_EXTENDED ? sizeof(struct wire_extended_chunk)
+                                        : sizeof(struct wire_chunk);
+}
+
+/* A chunk's header at `at`, of chunk_header_bytes(); returns what is behind it. */
+static uint8_t *put_chunk(uint8_t *at, const struct reply_to *to, bool last, unsigned type,
+                          size_t length)
+{
+    unsigned flags = last ? NBD_REPLY_FLAG_DONE : 0U;
+
+    assert(to->form != HEADERS_SIMPLE && length <= UINT32_MAX);
+    if (to->form == HEADERS_EXTENDED) {
+        struct wire_extended_chunk *wire = (void *)at;
+        put_be32(wire->magic, NBD_EXTENDED_REPLY_MAGIC);
+        put_be16(wire->flags, (uint16_t)flags);
+        put_be16(wire->type, (uint16_t)type);
+        put_be64(wire->cookie, to->cookie);
+        put_be64(wire->offset, to->offset);
+        put_be64(wire->length, length);
+    } else {
+        struct wire_chunk *wire = (void *)at;
+        put_be32(wire->magic, NBD_STRUCTURED_REPLY_MAGIC);
+        put_be16(wire->flags, (uint16_t)flags);
+        put_be16(wire->type, (uint16_t)type);
+        put_be64(wire->cookie, to->cookie);
+        put_be32(wire->length, (uint32_t)length);
+    }
+    return at + chunk_header_bytes(to);
+}
+
+static void reply_none(struct reply *reply, const struct reply_to *to)
+{
+    put_chunk(reply->head, to, true, NBD_REPLY_TYPE_NONE, 0);
+    add_piece(reply, reply->head, chunk_header_bytes(to));
+}
+
+void reply_success(struct reply *reply, const struct reply_to *to)
+{
+    start(reply);
+    if (to->form == HEADERS_EXTENDED) {
+        reply_none(reply, to);
+    } else {
+        put_simple(reply, to, NBD_SUCCESS);
     }
 }
 
-static void put_chunk(struct wire_chunk *chunk, uint64_t cookie, unsigned flags, unsigned type,
-                      size_t length)
+void reply_read_nothing(struct reply *reply, const struct reply_to *to)
 {
-    assert(length <= UINT32_MAX);
-    put_be32(chunk->magic, NBD_STRUCTURED_REPLY_MAGIC);
-    put_be16(chunk->flags, (uint16_t)flags);
-    put_be16(chunk->type, (uint16_t)type);
-    put_be64(chunk->cookie, cookie);
-    put_be32(chunk->length, (uint32_t)length);
-}
-
-void reply_none(struct reply *reply, uint64_t cookie)
-{
-    struct wire_chunk *chunk = (void *)reply->head;
-
     start(reply);
-    put_chunk(chunk, cookie, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_NONE, 0);
-    add_piece(reply, chunk, sizeof(*chunk));
+    if (to->form == HEADERS_SIMPLE) {
+        put_simple(reply, to, NBD_SUCCESS);
+    } else {
+        reply_none(reply, to);
+    }
 }
 
-void reply_error(struct reply *reply, uint64_t cookie, bool structured, uint32_t error,
-                 const char *text)
+void reply_error(struct reply *reply, const struct reply_to *to, uint32_t error, const char *text)
 {
     assert(error != NBD_SUCCESS);
-    if (!structured) {
-        reply_simple(reply, cookie, error);
+    start(reply);
+    if (to->form == HEADERS_SIMPLE) {
+        put_simple(reply, to, error);
         return;
     }
-    struct wire_chunk_error *wire = (void *)reply->head;
     size_t text_len = MIN_OF(strlen(text), REPLY_TEXT_BYTES_MAX);
-
-    start(reply);
-    put_chunk(&wire->chunk, cookie, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_ERROR,
-              sizeof(*wire) - sizeof(wire->chunk) + text_len);
+    struct wire_error *wire =
+        (void *)put_chunk(reply->head, to, true, NBD_REPLY_TYPE_ERROR, sizeof(*wire) + text_len);
     put_be32(wire->error, error);
     put_be16(wire->message_length, (uint16_t)text_len);
-    memcpy(reply->head + sizeof(*wire), text, text_len);
-    add_piece(reply, reply->head, sizeof(*wire) + text_len);
+    memcpy(wire + 1, text, text_len);
+    add_piece(reply, reply->head, chunk_header_bytes(to) + sizeof(*wire) + text_len);
 }
 
-static void put_data_header(struct wire_chunk_data *wire, uint64_t cookie, uint64_t offset,
-                            size_t len, bool last)
+/* The header of len bytes of data from `offset` on, at `at`; the data is the next piece. */
+static void add_data_header(struct reply *reply, uint8_t *at, const struct reply_to *to,
+                            uint64_t offset, size_t len, bool last)
 {
-    put_chunk(&wire->chunk, cookie, last ? NBD_REPLY_FLAG_DONE : 0, NBD_REPLY_TYPE_OFFSET_DATA,
-              sizeof(wire->offset) + len);
+    struct wire_data *wire =
+        (void *)put_chunk(at, to, last, NBD_REPLY_TYPE_OFFSET_DATA, sizeof(*wire) + len);
+
     put_be64(wire->offset, offset);
+    add_piece(reply, at, chunk_header_bytes(to) + sizeof(*wire));
 }
 
-static void put_hole(struct wire_chunk_hole *wire, uint64_t cookie, uint64_t offset, size_t len,
-                     bool last)
+static void add_hole(struct reply *reply, uint8_t *at, const struct reply_to *to, uint64_t offset,
+                     size_t len, bool last)
 {
+    struct wire_hole *wire =
+        (void *)put_chunk(at, to, last, NBD_REPLY_TYPE_OFFSET_HOLE, sizeof(*wire));
+
     assert(len > 0 && len <= UINT32_MAX);
-    put_chunk(&wire->chunk, cookie, last ? NBD_REPLY_FLAG_DONE : 0, NBD_REPLY_TYPE_OFFSET_HOLE,
-              sizeof(*wire) - sizeof(wire->chunk));
     put_be64(wire->offset, offset);
     put_be32(wire->size, (uint32_t)len);
+    add_piece(reply, at, chunk_header_bytes(to) + sizeof(*wire));
 }
 
 /* One data chunk over everything: what a read without holes, and DF, want. */
-static void read_as_one(struct reply *reply, uint64_t cookie, uint64_t offset, void *payload,
-                        size_t len)
+static void read_as_one(struct reply *reply, const struct reply_to *to, void *payload, size_t len)
 {
-    struct wire_chunk_data *wire = (void *)reply->head;
-
-    start(reply);
-    put_data_header(wire, cookie, offset, len, true);
-    add_piece(reply, wire, sizeof(*wire));
+    add_data_header(reply, reply->head, to, to->offset, len, true);
     add_piece(reply, payload, len);
 }
 
 /* Room for the headers and pieces of a reply with so many holes. */
 struct long_list {
     struct iovec pieces[REPLY_PIECES_MAX];
-    union {
-        struct wire_chunk_data data;
-        struct wire_chunk_hole hole;
-    } headers[2 * READ_HOLES_MAX + 1];
+    uint8_t headers[2 * READ_HOLES_MAX + 1]
+                   [sizeof(struct wire_extended_chunk) + sizeof(struct wire_hole)];
 };
 
-static void read_with_holes(struct reply *reply, struct long_list *room, uint64_t cookie,
-                            uint64_t offset, uint8_t *payload, size_t len,
-                            const struct read_holes *holes)
+static void read_with_holes(struct reply *reply, struct long_list *room, const struct reply_to *to,
+                            uint8_t *payload, size_t len, const struct read_holes *holes)
 {
     unsigned headers = 0;
     size_t done = 0;
 
-    start(reply);
     reply->extra = room;
     reply->extra_len = sizeof(*room);
     reply->pieces = room->pieces;
@@ -188,18 +209,16 @@ static void read_with_holes(struct reply *reply, struct long_list *room, uint64_
         size_t data_end = i < holes->count ? holes->run[i].offset : len;
         assert(data_end >= done && data_end <= len);
         if (data_end > done) {
-            struct wire_chunk_data *wire = &room->headers[headers++].data;
-            put_data_header(wire, cookie, offset + done, data_end - done, data_end == len);
-            add_piece(reply, wire, sizeof(*wire));
+            add_data_header(reply, room->headers[headers++], to, to->offset + done, data_end - done,
+                            data_end == len);
             add_piece(reply, payload + done, data_end - done);
         }
         done = data_end;
         if (i < holes->count) {
-            struct wire_chunk_hole *wire = &room->headers[headers++].hole;
             size_t hole_len = holes->run[i].len;
             assert(hole_len <= len - done);
-            put_hole(wire, cookie, offset + done, hole_len, done + hole_len == len);
-            add_piece(reply, wire, sizeof(*wire));
+            add_hole(reply, room->headers[headers++], to, to->offset + done, hole_len,
+                     done + hole_len == len);
             done += hole_len;
         }
     }
@@ -207,35 +226,73 @@ static void read_with_holes(struct reply *reply, struct long_list *room, uint64_
     assert(headers <= ARRAY_LEN(room->headers) && reply->count <= REPLY_PIECES_MAX);
 }
 
-void reply_read_structured(struct reply *reply, uint64_t cookie, uint64_t offset, void *payload,
+static void read_in_chunks(struct reply *reply, const struct reply_to *to, void *payload,
                            size_t len, const struct read_holes *holes)
 {
-    assert(len > 0);
     if (!holes || holes->count == 0) {
-        read_as_one(reply, cookie, offset, payload, len);
+        read_as_one(reply, to, payload, len);
         return;
     }
     assert(holes->count <= READ_HOLES_MAX);
     if (holes->count == 1 && holes->run[0].len == len) {
-        struct wire_chunk_hole *wire = (void *)reply->head;
-        start(reply);
-        put_hole(wire, cookie, offset, len, true);
-        add_piece(reply, wire, sizeof(*wire));
+        add_hole(reply, reply->head, to, to->offset, len, true);
         return;
     }
     struct long_list *room = buffer_get(sizeof(*room));
     if (room) {
-        read_with_holes(reply, room, cookie, offset, payload, len, holes);
+        read_with_holes(reply, room, to, payload, len, holes);
         return;
     }
     for (unsigned i = 0; i < holes->count; i++) {
         memset((uint8_t *)payload + holes->run[i].offset, 0, holes->run[i].len);
     }
-    read_as_one(reply, cookie, offset, payload, len);
+    read_as_one(reply, to, payload, len);
+}
+
+void reply_read(struct reply *reply, const struct reply_to *to, void *payload, size_t len,
+                const struct read_holes *holes)
+{
+    assert(len > 0);
+    start(reply);
+    if (to->form == HEADERS_SIMPLE) {
+        assert(!holes);
+        put_simple(reply, to, NBD_SUCCESS);
+        add_piece(reply, payload, len);
+    } else {
+        read_in_chunks(reply, to, payload, len, holes);
+    }
+}
+
+/* ---- Block status ---- */
+
+static size_t status_extent_bytes(const struct reply_to *to)
+{
+    return to->form == HEADERS_EXTENDED ? sizeof(struct wire_status_ext_extent)
+                                        : sizeof(struct wire_status_extent);
+}
+
+static size_t status_prefix_bytes(const struct reply_to *to)
+{
+    return to->form == HEADERS_EXTENDED ? sizeof(struct wire_status_ext)
+                                        : sizeof(struct wire_status);
+}
+
+static void put_extent(uint8_t *at, const struct reply_to *to, uint64_t len, uint32_t status)
+{
+    if (to->form == HEADERS_EXTENDED) {
+        struct wire_status_ext_extent *wire = (void *)at;
+        put_be64(wire->length, len);
+        put_be64(wire->status, status);
+    } else {
+        struct wire_status_extent *wire = (void *)at;
+        assert(len <= UINT32_MAX); /* the request's length is */
+        put_be32(wire->length, (uint32_t)len);
+        put_be32(wire->status, status);
+    }
 }
 
 /* Puts the extents of one context, equal neighbours merged; returns how many they became. */
-static unsigned put_extents(struct wire_status_extent *wire, unsigned context,
+static unsigned put_extents(uint8_t *at, const struct reply_to *to, unsigned context,
                             const struct extent_list *list, bool only_one)
 {
     unsigned count = 0;
@@ -254,19 +311,39 @@ static unsigned put_extents(struct wire_status_extent *wire, unsigned context,
             last_status = status;
             last_len = list->extents[i].len;
         }
-        assert(last_len <= UINT32_MAX);
-        put_be32(wire[count - 1].length, (uint32_t)last_len);
-        put_be32(wire[count - 1].status, last_status);
+        put_extent(at + (count - 1) * status_extent_bytes(to), to, last_len, last_status);
     }
     return count;
 }
 
-int reply_block_status(struct reply *reply, uint64_t cookie, unsigned contexts,
+/* One context's chunk at `at`; returns its length. */
+static size_t put_status_chunk(uint8_t *at, const struct reply_to *to, unsigned context,
+                               const struct extent_list *list, bool only_one, bool last)
+{
+    size_t prefix_bytes = status_prefix_bytes(to);
+    uint8_t *prefix = at + chunk_header_bytes(to);
+    unsigned count = put_extents(prefix + prefix_bytes, to, context, list, only_one);
+    size_t content_bytes = prefix_bytes + count * status_extent_bytes(to);
+
+    if (to->form == HEADERS_EXTENDED) {
+        struct wire_status_ext *wire = (void *)prefix;
+        put_chunk(at, to, last, NBD_REPLY_TYPE_BLOCK_STATUS_EXT, content_bytes);
+        put_be32(wire->context_id, meta_context_id(context));
+        put_be32(wire->count, count);
+    } else {
+        struct wire_status *wire = (void *)prefix;
+        put_chunk(at, to, last, NBD_REPLY_TYPE_BLOCK_STATUS, content_bytes);
+        put_be32(wire->context_id, meta_context_id(context));
+    }
+    return chunk_header_bytes(to) + content_bytes;
+}
+
+int reply_block_status(struct reply *reply, const struct reply_to *to, unsigned contexts,
                        const struct extent_list *list, bool only_one)
 {
     assert(contexts != 0 && list->count > 0);
-    size_t room = META_CONTEXT_COUNT * (sizeof(struct wire_chunk_status) +
-                                        list->count * sizeof(struct wire_status_extent));
+    size_t room = META_CONTEXT_COUNT * (chunk_header_bytes(to) + status_prefix_bytes(to) +
+                                        list->count * status_extent_bytes(to));
     uint8_t *bytes = buffer_get(room);
     if (!bytes) {
         return -ENOMEM;
@@ -277,18 +354,10 @@ int reply_block_status(struct reply *reply, uint64_t cookie, unsigned contexts,
 
     size_t used = 0;
     for (unsigned context = 0; context < META_CONTEXT_COUNT; context++) {
-        if (!(contexts & (1U << context))) {
-            continue;
+        if (contexts & (1U << context)) {
+            bool last = contexts >> (context + 1) == 0;
+            used += put_status_chunk(bytes + used, to, context, list, only_one, last);
         }
-        struct wire_chunk_status *wire = (void *)(bytes + used);
-        used += sizeof(*wire);
-        size_t extents_bytes = put_extents((void *)(bytes + used), context, list, only_one) *
-                               sizeof(struct wire_status_extent);
-        used += extents_bytes;
-        bool last = contexts >> (context + 1) == 0;
-        put_chunk(&wire->chunk, cookie, last ? NBD_REPLY_FLAG_DONE : 0, NBD_REPLY_TYPE_BLOCK_STATUS,
-                  sizeof(wire->context_id) + extents_bytes);
-        put_be32(wire->context_id, meta_context_id(context));
     }
     add_piece(reply, bytes, used);
     return 0;

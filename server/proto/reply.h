@@ -13,10 +13,19 @@
 #include <sys/uio.h>
 
 #include "image.h"
+#include "proto/wire.h"
+
+/* What a reply answers, and the headers that it has to have. */
+struct reply_to {
+    enum header_form form;
+    uint64_t cookie;
+    uint64_t offset; /* the request's: extended headers repeat it */
+};
 
 /* Longest text in an error chunk. */
 #define REPLY_TEXT_BYTES_MAX 80U
-#define REPLY_HEAD_BYTES     (26U + REPLY_TEXT_BYTES_MAX)
+#define REPLY_HEAD_BYTES \
+    (sizeof(struct wire_extended_chunk) + sizeof(struct wire_error) + REPLY_TEXT_BYTES_MAX)
 /* Pieces of the longest reply: a header and a run of data between, before and after all holes. */
 #define REPLY_PIECES_MAX (3U * READ_HOLES_MAX + 2U)
 
@@ -35,27 +44,24 @@ struct reply {
 uint32_t reply_error_number(int negative_errno, bool fast_zero);
 const char *reply_error_text(uint32_t error);
 
-/* Success, or an error without text; no payload. */
-void reply_simple(struct reply *reply, uint64_t cookie, uint32_t error);
-/* An error with text where the connection has structured replies, a simple one otherwise. */
-void reply_error(struct reply *reply, uint64_t cookie, bool structured, uint32_t error,
-                 const char *text);
-/* A structured success without content. */
-void reply_none(struct reply *reply, uint64_t cookie);
-
-/* len bytes (0 too) at payload. */
-void reply_read_simple(struct reply *reply, uint64_t cookie, void *payload, size_t len);
+/* A success without content. */
+void reply_success(struct reply *reply, const struct reply_to *to);
+/* A READ of no bytes: without content too, but never simple where there are chunks. */
+void reply_read_nothing(struct reply *reply, const struct reply_to *to);
+/* An error; with text where the form has a place for it. */
+void reply_error(struct reply *reply, const struct reply_to *to, uint32_t error, const char *text);
 /*
- * Structured: payload holds [offset, offset + len), except for the holes (may be NULL), which are
- * sent as such. len > 0. Without memory for a long list the holes are filled and sent as data.
+ * len bytes (> 0) from the request's offset on lie at payload, except for the holes (may be NULL
+ * and is NULL with simple headers), which are sent as such. Without memory for a long list the
+ * holes are filled and sent as data.
  */
-void reply_read_structured(struct reply *reply, uint64_t cookie, uint64_t offset, void *payload,
-                           size_t len, const struct read_holes *holes);
+void reply_read(struct reply *reply, const struct reply_to *to, void *payload, size_t len,
+                const struct read_holes *holes);
 /*
  * One chunk for each context in the set (meta.h). With only_one, one extent each. The list is not
  * empty. 0 or -ENOMEM.
  */
-int reply_block_status(struct reply *reply, uint64_t cookie, unsigned contexts,
+int reply_block_status(struct reply *reply, const struct reply_to *to, unsigned contexts,
                        const struct extent_list *list, bool only_one);
 
 /* Frees what the reply holds, payload excepted. */

@@ -8,10 +8,20 @@
 #include "base/bytes.h"
 #include "base/check.h"
 #include "base/limits.h"
-#include "proto/wire.h"
+#include "proto/meta.h"
 
-/* A refused payload up to this size is read and thrown away; more ends the connection. */
-#define DRAIN_BYTES_MAX (2ULL * LIMIT_PAYLOAD_BYTES)
+/*
+ * A refused payload up to this size is read and thrown away; more ends the connection. With
+ * extended headers the limit is what was advertised, as that protocol says.
+ */
+#define DRAIN_BYTES_MAX          (2ULL * LIMIT_PAYLOAD_BYTES)
+#define EXTENDED_DRAIN_BYTES_MAX ((uint64_t)LIMIT_PAYLOAD_BYTES)
+
+#define FILTER_ID_BYTES 4U
+
+static_assert(REQUEST_FILTER_BYTES_MAX ==
+                  sizeof(struct wire_status_request) + META_CONTEXT_COUNT * FILTER_ID_BYTES,
+              "a filter may name every context");
 
 enum command_traits {
     CHANGES = 1U << 0,          /* refused on a read-only export */
@@ -19,6 +29,7 @@ enum command_traits {
     SENDS_PAYLOAD = 1U << 2,    /* client to server */
     WANTS_PAYLOAD = 1U << 3,    /* server to client */
     PAST_END_IS_FULL = 1U << 4, /* past the end: ENOSPC, not EINVAL */
+    MAY_SEND_FILTER = 1U << 5,  /* with extended headers: which contexts are wanted */
 };
 
 struct command_rule {
@@ -36,7 +47,7 @@ static const struct command_rule commands[] = {
     [NBD_CMD_CACHE] = {"CACHE", HAS_RANGE, 0},
     [NBD_CMD_WRITE_ZEROES] = {"WRITE_ZEROES", CHANGES | HAS_RANGE | PAST_END_IS_FULL,
                               NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO},
-    [NBD_CMD_BLOCK_STATUS] = {"BLOCK_STATUS", HAS_RANGE, NBD_CMD_FLAG_REQ_ONE},
+    [NBD_CMD_BLOCK_STATUS] = {"BLOCK_STATUS", HAS_RANGE | MAY_SEND_FILTER, NBD_CMD_FLAG_REQ_ONE},
 };
 
 static const struct command_rule *command_of(uint16_t type)
@@ -52,8 +63,8 @@ const char *request_type_name(uint16_t type)
 
 size_t request_header_bytes(const struct request_rules *rules)
 {
-    (void)rules;
-    return sizeof(struct wire_request);
+    return rules->form == HEADERS_EXTENDED ? sizeof(struct wire_extended_request)
+                                           : sizeof(struct wire_request);
 }
 
 static void refuse(struct nbd_request *request, uint32_t error, const char *reason)
@@ -76,6 +87,13 @@ static uint16_t allowed_flags(const struct command_rule *command, const struct r
     if (!(rules->transmission_flags & (NBD_FLAG_SEND_FAST_ZERO | NBD_FLAG_READ_ONLY))) {
         allowed &= ~NBD_CMD_FLAG_FAST_ZERO;
     }
+    if (rules->form == HEADERS_EXTENDED && (command->traits & SENDS_PAYLOAD)) {
+        allowed |= NBD_CMD_FLAG_PAYLOAD_LEN;
+    }
+    if ((rules->transmission_flags & NBD_FLAG_BLOCK_STATUS_PAYLOAD) &&
+        (command->traits & MAY_SEND_FILTER)) {
+        allowed |= NBD_CMD_FLAG_PAYLOAD_LEN;
+    }
     return (uint16_t)allowed;
 }
 
@@ -89,8 +107,32 @@ static void check_size(const struct command_rule *command, const struct request_
         refuse(request, NBD_EINVAL, "the payload is larger than the advertised maximum");
     } else if (command->traits & WANTS_PAYLOAD) {
         /* EOVERFLOW is documented for reads where DF exists, and nowhere else. */
-        refuse(request, rules->structured ? NBD_EOVERFLOW : NBD_EINVAL,
+        refuse(request, rules->form >= HEADERS_STRUCTURED ? NBD_EOVERFLOW : NBD_EINVAL,
                "the read is larger than the advertised maximum");
+    }
+}
+
+static void check_range(const struct command_rule *command, const struct request_rules *rules,
+                        struct nbd_request *request)
+{
+    if ((command->traits & HAS_RANGE) &&
+        !range_inside(request->offset, request->length, rules->size_bytes)) {
+        refuse(request, command->traits & PAST_END_IS_FULL ? NBD_ENOSPC : NBD_EINVAL,
+               "the range goes past the end of the export");
+    } else if (request->type == NBD_CMD_BLOCK_STATUS && request->length == 0) {
+        refuse(request, NBD_EINVAL, "the status of zero bytes was asked for");
+    } else {
+        check_size(command, rules, request);
+    }
+}
+
+static void check_filter_size(struct nbd_request *request)
+{
+    uint64_t ids_bytes = request->payload_len - sizeof(struct wire_status_request);
+
+    if (request->payload_len <= sizeof(struct wire_status_request) ||
+        request->payload_len > REQUEST_FILTER_BYTES_MAX || ids_bytes % FILTER_ID_BYTES != 0) {
+        refuse(request, NBD_EINVAL, "the payload is no length and list of metadata contexts");
     }
 }
 
@@ -103,27 +145,17 @@ static void check(const struct command_rule *command, const struct request_rules
         refuse(request, NBD_EINVAL, "a flag that this command does not have here");
     } else if ((command->traits & CHANGES) && (rules->transmission_flags & NBD_FLAG_READ_ONLY)) {
         refuse(request, NBD_EPERM, "the export is read-only");
-    } else if ((command->traits & HAS_RANGE) &&
-               !range_inside(request->offset, request->length, rules->size_bytes)) {
-        refuse(request, command->traits & PAST_END_IS_FULL ? NBD_ENOSPC : NBD_EINVAL,
-               "the range goes past the end of the export");
-    } else if (request->type == NBD_CMD_BLOCK_STATUS && !rules->block_status) {
+    } else if (request->type == NBD_CMD_BLOCK_STATUS && rules->meta_contexts == 0) {
         refuse(request, NBD_EINVAL, "no metadata context was selected");
-    } else if (request->type == NBD_CMD_BLOCK_STATUS && request->length == 0) {
-        refuse(request, NBD_EINVAL, "the status of zero bytes was asked for");
+    } else if (request->flags & NBD_CMD_FLAG_PAYLOAD_LEN && command->traits & MAY_SEND_FILTER) {
+        check_filter_size(request);
     } else {
-        check_size(command, rules, request);
+        check_range(command, rules, request);
     }
 }
 
-bool request_decode(const uint8_t *header, const struct request_rules *rules,
-                    struct nbd_request *out)
+static void decode_compact(const struct wire_request *wire, struct nbd_request *out)
 {
-    const struct wire_request *wire = (const void *)header;
-
-    if (get_be32(wire->magic) != NBD_REQUEST_MAGIC) {
-        return false;
-    }
     *out = (struct nbd_request){
         .cookie = get_be64(wire->cookie),
         .offset = get_be64(wire->offset),
@@ -131,14 +163,99 @@ bool request_decode(const uint8_t *header, const struct request_rules *rules,
         .type = get_be16(wire->type),
         .flags = get_be16(wire->flags),
     };
+}
+
+static void decode_extended(const struct wire_extended_request *wire, struct nbd_request *out)
+{
+    *out = (struct nbd_request){
+        .cookie = get_be64(wire->cookie),
+        .offset = get_be64(wire->offset),
+        .length = get_be64(wire->length),
+        .type = get_be16(wire->type),
+        .flags = get_be16(wire->flags),
+    };
+}
+
+static void check_compact(const struct command_rule *command, const struct request_rules *rules,
+                          struct nbd_request *request)
+{
+    if (command && (command->traits & SENDS_PAYLOAD)) {
+        request->payload_len = request->length;
+    }
+    check(command, rules, request);
+    request->hang_up = request->payload_len > DRAIN_BYTES_MAX;
+}
+
+static void check_extended(const struct command_rule *command, const struct request_rules *rules,
+                           struct nbd_request *request)
+{
+    bool has_payload = request->flags & NBD_CMD_FLAG_PAYLOAD_LEN;
+
+    if (has_payload) {
+        request->payload_len = request->length;
+    }
+    check(command, rules, request);
+    request->hang_up = request->payload_len > EXTENDED_DRAIN_BYTES_MAX;
+    if (command && (command->traits & SENDS_PAYLOAD) && !has_payload) {
+        /*
+         * By the letter nothing follows; but a client that wrong may well send its data, and data
+         * must never be taken for requests. So nothing behind this header is looked at.
+         */
+        refuse(request, NBD_EINVAL, "a WRITE that does not say that it has a payload");
+        request->hang_up = request->length > 0;
+    }
+}
+
+bool request_decode(const uint8_t *header, const struct request_rules *rules,
+                    struct nbd_request *out)
+{
+    bool extended = rules->form == HEADERS_EXTENDED;
+
+    if (get_be32(header) != (extended ? NBD_EXTENDED_REQUEST_MAGIC : NBD_REQUEST_MAGIC)) {
+        return false;
+    }
+    if (extended) {
+        decode_extended((const void *)header, out);
+    } else {
+        decode_compact((const void *)header, out);
+    }
+    out->meta_contexts = rules->meta_contexts;
     if (out->type == NBD_CMD_DISC) {
         return true; /* whatever else it says, the client leaves */
     }
-    const struct command_rule *command = command_of(out->type);
-    if (command && (command->traits & SENDS_PAYLOAD)) {
-        out->payload_len = out->length;
+    if (extended) {
+        check_extended(command_of(out->type), rules, out);
+    } else {
+        check_compact(command_of(out->type), rules, out);
     }
-    check(command, rules, out);
-    out->hang_up = out->payload_len > DRAIN_BYTES_MAX;
     return true;
+}
+
+bool request_has_filter(const struct nbd_request *request)
+{
+    return !request->error && request->type == NBD_CMD_BLOCK_STATUS && request->payload_len > 0;
+}
+
+void request_decode_filter(const uint8_t *payload, const struct request_rules *rules,
+                           struct nbd_request *request)
+{
+    const struct wire_status_request *wire = (const void *)payload;
+    size_t ids = (size_t)(request->payload_len - sizeof(*wire)) / FILTER_ID_BYTES;
+    unsigned named = 0;
+
+    assert(request_has_filter(request) && request->payload_len <= REQUEST_FILTER_BYTES_MAX);
+    request->payload_len = 0;
+    request->length = get_be64(wire->effect_length);
+    for (size_t i = 0; i < ids; i++) {
+        unsigned context =
+            meta_context_of_id(get_be32(payload + sizeof(*wire) + i * FILTER_ID_BYTES));
+        if (context == META_CONTEXT_COUNT || !(rules->meta_contexts & (1U << context)) ||
+            named & (1U << context)) {
+            refuse(request, NBD_EINVAL, "a metadata context that is not selected, or named twice");
+            return;
+        }
+        named |= 1U << context;
+    }
+    request->meta_contexts = named;
+    check_range(&commands[NBD_CMD_BLOCK_STATUS], rules, request);
 }

@@ -116,7 +116,7 @@ END_TEST
 
 START_TEST(statement_04_unknown_option_is_drained)
 {
-    static const uint32_t unknown[] = {0, 4, NBD_OPT_EXTENDED_HEADERS, 12, 0x7fffffff, UINT32_MAX};
+    static const uint32_t unknown[] = {0, 4, 12, 0x7fffffff, UINT32_MAX};
     static uint8_t payload[LIMIT_OPTION_BYTES];
     begin();
     struct client *client = greeted(3);
@@ -137,6 +137,7 @@ START_TEST(statement_05_malformed_payload_gets_one_error)
                                        NBD_OPT_INFO,
                                        NBD_OPT_GO,
                                        NBD_OPT_STRUCTURED_REPLY,
+                                       NBD_OPT_EXTENDED_HEADERS,
                                        NBD_OPT_LIST_META_CONTEXT,
                                        NBD_OPT_SET_META_CONTEXT};
     static uint8_t payload[40000];
@@ -487,6 +488,55 @@ START_TEST(statement_20_structured_reply)
 }
 END_TEST
 
+START_TEST(statement_08_export_name_after_extended_headers)
+{
+    begin();
+    struct client *client = greeted(3);
+    client_option(client, NBD_OPT_EXTENDED_HEADERS, NULL, 0);
+    expect_ack(client, NBD_OPT_EXTENDED_HEADERS);
+    client_option(client, NBD_OPT_EXPORT_NAME, "other", 5);
+    client_expect_closed(client);
+    client_free(client);
+    end();
+}
+END_TEST
+
+START_TEST(statement_20_21_extended_headers)
+{
+    begin();
+    for (unsigned structured_first = 0; structured_first < 2; structured_first++) {
+        struct client *client = greeted(3);
+        if (structured_first) {
+            client_option(client, NBD_OPT_STRUCTURED_REPLY, NULL, 0);
+            expect_ack(client, NBD_OPT_STRUCTURED_REPLY);
+        }
+        client_option(client, NBD_OPT_EXTENDED_HEADERS, "x", 1);
+        expect_refusal(client, NBD_OPT_EXTENDED_HEADERS, NBD_REP_ERR_INVALID);
+        client_option(client, NBD_OPT_EXTENDED_HEADERS, NULL, 0);
+        expect_ack(client, NBD_OPT_EXTENDED_HEADERS);
+        client_option(client, NBD_OPT_EXTENDED_HEADERS, NULL, 0);
+        expect_refusal(client, NBD_OPT_EXTENDED_HEADERS, NBD_REP_ERR_INVALID);
+        client_option(client, NBD_OPT_STRUCTURED_REPLY, NULL, 0);
+        expect_refusal(client, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ERR_EXT_HEADER_REQD);
+        client_option(client, NBD_OPT_STRUCTURED_REPLY, "x", 1);
+        expect_refusal(client, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ERR_INVALID);
+        client_go(client, "");
+        client->extended = true;
+        client_extended(client, NBD_CMD_FLUSH, 0, 9, 0, 0);
+        client_expect_none(client, 9);
+        client_free(client);
+    }
+    struct client *client = greeted(3); /* a refused one leaves headers compact */
+    client_option(client, NBD_OPT_EXTENDED_HEADERS, "x", 1);
+    expect_refusal(client, NBD_OPT_EXTENDED_HEADERS, NBD_REP_ERR_INVALID);
+    client_go(client, "");
+    client_request(client, NBD_CMD_FLUSH, 0, 9, 0, 0);
+    client_expect_simple(client, 9, 0);
+    client_free(client);
+    end();
+}
+END_TEST
+
 static void set_contexts(struct client *client, uint32_t option, const char *name,
                          const char *const *queries, unsigned count)
 {
@@ -535,6 +585,45 @@ START_TEST(statement_22_contexts_need_structured_and_each_set_wipes)
         }
         client_free(client);
     }
+    end();
+}
+END_TEST
+
+static uint16_t flags_by(struct client *client, uint32_t option, const char *name)
+{
+    uint8_t payload[64];
+    size_t len = pack_go(payload, name, NULL, 0);
+    client_option(client, option, payload, len);
+    uint16_t flags = get_be16(client_option_reply(client, option, NBD_REP_INFO, &len) + 10);
+    expect_ack(client, option);
+    return flags;
+}
+
+START_TEST(statement_51_payload_flag_goes_with_the_contexts)
+{
+    static const uint16_t flag = NBD_FLAG_BLOCK_STATUS_PAYLOAD;
+    begin();
+    struct client *client = greeted(3);
+    for (unsigned extended = 0; extended < 2; extended++) {
+        uint32_t option = extended ? NBD_OPT_EXTENDED_HEADERS : NBD_OPT_STRUCTURED_REPLY;
+        size_t len;
+        client_option(client, option, NULL, 0);
+        expect_ack(client, option);
+        ck_assert(!(flags_by(client, NBD_OPT_INFO, "") & flag));
+        set_contexts(client, NBD_OPT_SET_META_CONTEXT, "", allocation, 1);
+        client_option_reply(client, NBD_OPT_SET_META_CONTEXT, NBD_REP_META_CONTEXT, &len);
+        expect_ack(client, NBD_OPT_SET_META_CONTEXT);
+        ck_assert(!!(flags_by(client, NBD_OPT_INFO, "") & flag) == extended);
+        ck_assert(!(flags_by(client, NBD_OPT_INFO, "other") & flag));
+        if (!extended) {
+            set_contexts(client, NBD_OPT_SET_META_CONTEXT, "", NULL, 0);
+            expect_ack(client, NBD_OPT_SET_META_CONTEXT);
+        }
+    }
+    uint16_t info_flags = flags_by(client, NBD_OPT_INFO, "");
+    ck_assert(info_flags & NBD_FLAG_SEND_DF);
+    ck_assert_uint_eq(flags_by(client, NBD_OPT_GO, ""), info_flags); /* statement 16 */
+    client_free(client);
     end();
 }
 END_TEST
@@ -735,6 +824,9 @@ int main(void)
         transmission_flags_follow_the_export,
         statement_15_17_failed_go_goes_on,
         statement_20_structured_reply,
+        statement_08_export_name_after_extended_headers,
+        statement_20_21_extended_headers,
+        statement_51_payload_flag_goes_with_the_contexts,
         statement_22_contexts_need_structured_and_each_set_wipes,
         statement_23_24_listing,
         statement_25_contexts_of_another_export_are_dropped,

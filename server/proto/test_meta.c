@@ -66,6 +66,12 @@ START_TEST(statement_24_duplicates_are_one)
 {
     ck_assert_uint_eq(NAMED(false, "base:allocation", "base:allocation"), BASE);
     ck_assert(meta_context_id(META_BASE_ALLOCATION) != meta_context_id(META_QEMU_ALLOCATION_DEPTH));
+    for (unsigned context = 0; context < META_CONTEXT_COUNT; context++) {
+        ck_assert_uint_eq(meta_context_of_id(meta_context_id(context)), context);
+    }
+    ck_assert_uint_eq(meta_context_of_id(0), META_CONTEXT_COUNT);
+    ck_assert_uint_eq(meta_context_of_id(META_CONTEXT_COUNT + 1), META_CONTEXT_COUNT);
+    ck_assert_uint_eq(meta_context_of_id(UINT32_MAX), META_CONTEXT_COUNT);
 }
 END_TEST
 

@@ -13,6 +13,11 @@
 #include "proto/wire.h"
 
 #define COOKIE 0x1122334455667788ULL
+#define OFFSET 123457ULL
+
+static const struct reply_to simple = {HEADERS_SIMPLE, COOKIE, OFFSET};
+static const struct reply_to structured = {HEADERS_STRUCTURED, COOKIE, OFFSET};
+static const struct reply_to extended = {HEADERS_EXTENDED, COOKIE, OFFSET};
 
 /* All of a reply in one piece; the caller frees. */
 static uint8_t *flatten(const struct reply *reply)
@@ -37,44 +42,69 @@ START_TEST(simple_replies)
     char payload[] = "abc";
     struct reply reply;
 
-    reply_simple(&reply, COOKIE, NBD_ENOSPC);
+    reply_error(&reply, &simple, NBD_ENOSPC, "not sent");
     uint8_t *bytes = flatten(&reply);
     ck_assert(reply.total_bytes == 16 && memcmp(bytes, expected, 16) == 0);
     free(bytes);
 
-    reply_read_simple(&reply, COOKIE, payload, 3);
+    reply_read(&reply, &simple, payload, 3, NULL);
     bytes = flatten(&reply);
     ck_assert(reply.total_bytes == 19 && memcmp(bytes + 16, "abc", 3) == 0);
     ck_assert(get_be32(bytes + 4) == 0);
     free(bytes);
 
-    reply_read_simple(&reply, COOKIE, NULL, 0);
+    reply_read_nothing(&reply, &simple);
     ck_assert(reply.total_bytes == 16 && reply.count == 1);
-
-    reply_error(&reply, COOKIE, false, NBD_EIO, "not sent");
-    ck_assert(reply.total_bytes == 16);
+    reply_success(&reply, &structured); /* without content chunks are not needed */
+    ck_assert(reply.total_bytes == 16 && reply.count == 1);
     reply_release(&reply);
 }
 END_TEST
 
+/* One chunk taken apart, of either form. */
+struct seen_chunk {
+    uint16_t flags;
+    uint16_t type;
+    uint64_t length;
+    const uint8_t *content;
+};
+
+static struct seen_chunk see_chunk(const uint8_t *bytes, const struct reply_to *to)
+{
+    bool long_form = to->form == HEADERS_EXTENDED;
+    uint32_t magic = long_form ? NBD_EXTENDED_REPLY_MAGIC : NBD_STRUCTURED_REPLY_MAGIC;
+
+    ck_assert_uint_eq(get_be32(bytes), magic);
+    ck_assert(get_be64(bytes + 8) == COOKIE);
+    ck_assert(!long_form || get_be64(bytes + 16) == OFFSET); /* the request's, in every chunk */
+    return (struct seen_chunk){
+        .flags = get_be16(bytes + 4),
+        .type = get_be16(bytes + 6),
+        .length = long_form ? get_be64(bytes + 24) : get_be32(bytes + 16),
+        .content = bytes + (long_form ? 32 : 20),
+    };
+}
+
 START_TEST(statement_38_error_chunks)
 {
+    const struct reply_to *const forms[] = {&structured, &extended};
     char long_text[300];
     struct reply reply;
 
     memset(long_text, 'x', sizeof(long_text) - 1);
     long_text[sizeof(long_text) - 1] = '\0';
-    reply_error(&reply, COOKIE, true, NBD_EPERM, long_text);
-    uint8_t *bytes = flatten(&reply);
-    ck_assert_uint_eq(get_be32(bytes), NBD_STRUCTURED_REPLY_MAGIC);
-    ck_assert_uint_eq(get_be16(bytes + 4), NBD_REPLY_FLAG_DONE);
-    ck_assert_uint_eq(get_be16(bytes + 6), NBD_REPLY_TYPE_ERROR);
-    ck_assert(get_be64(bytes + 8) == COOKIE);
-    ck_assert_uint_eq(get_be32(bytes + 16), reply.total_bytes - 20);
-    ck_assert_uint_eq(get_be32(bytes + 20), NBD_EPERM);
-    ck_assert_uint_eq(get_be16(bytes + 24), REPLY_TEXT_BYTES_MAX);
-    ck_assert_uint_eq(get_be16(bytes + 24), get_be32(bytes + 16) - 6);
-    free(bytes);
+    for (size_t i = 0; i < ARRAY_LEN(forms); i++) {
+        reply_error(&reply, forms[i], NBD_EPERM, long_text);
+        uint8_t *bytes = flatten(&reply);
+        struct seen_chunk chunk = see_chunk(bytes, forms[i]);
+        ck_assert_uint_eq(chunk.flags, NBD_REPLY_FLAG_DONE);
+        ck_assert_uint_eq(chunk.type, NBD_REPLY_TYPE_ERROR);
+        ck_assert(chunk.content + chunk.length == bytes + reply.total_bytes);
+        ck_assert_uint_eq(get_be32(chunk.content), NBD_EPERM);
+        ck_assert_uint_eq(get_be16(chunk.content + 4), REPLY_TEXT_BYTES_MAX);
+        ck_assert_uint_eq(chunk.length, 6 + REPLY_TEXT_BYTES_MAX);
+        free(bytes);
+    }
 }
 END_TEST
 
@@ -82,50 +112,54 @@ START_TEST(statement_34_none_is_empty_and_done)
 {
     struct reply reply;
 
-    reply_none(&reply, COOKIE);
+    reply_read_nothing(&reply, &structured);
     uint8_t *bytes = flatten(&reply);
+    struct seen_chunk chunk = see_chunk(bytes, &structured);
     ck_assert(reply.total_bytes == 20);
-    ck_assert(get_be16(bytes + 4) == NBD_REPLY_FLAG_DONE && get_be16(bytes + 6) == 0);
-    ck_assert(get_be32(bytes + 16) == 0);
+    ck_assert(chunk.flags == NBD_REPLY_FLAG_DONE && chunk.type == 0 && chunk.length == 0);
+    free(bytes);
+    reply_success(&reply, &extended); /* statement 33: never a simple one */
+    bytes = flatten(&reply);
+    chunk = see_chunk(bytes, &extended);
+    ck_assert(reply.total_bytes == 32);
+    ck_assert(chunk.flags == NBD_REPLY_FLAG_DONE && chunk.type == 0 && chunk.length == 0);
     free(bytes);
 }
 END_TEST
 
-/* Reads a structured read reply back, as a client would, and compares. */
-static void check_read(const struct reply *reply, uint64_t offset, const uint8_t *expected,
-                       size_t len)
+/* Reads a read reply in chunks back, as a client would, and compares. */
+static void check_read(const struct reply *reply, const struct reply_to *to,
+                       const uint8_t *expected, size_t len)
 {
     uint8_t *bytes = flatten(reply);
+    const uint8_t *at = bytes;
     uint8_t *seen = malloc(len);
     uint8_t *covered = calloc(1, len);
-    size_t at = 0;
     bool done = false;
 
     ck_assert(seen && covered);
-    while (at < reply->total_bytes) {
+    while (at < bytes + reply->total_bytes) {
         ck_assert(!done);
-        uint16_t type = get_be16(bytes + at + 6);
-        uint32_t length = get_be32(bytes + at + 16);
-        ck_assert_uint_eq(get_be32(bytes + at), NBD_STRUCTURED_REPLY_MAGIC);
-        ck_assert(get_be64(bytes + at + 8) == COOKIE);
-        done = get_be16(bytes + at + 4) & NBD_REPLY_FLAG_DONE;
-        uint64_t from = get_be64(bytes + at + 20) - offset;
-        if (type == NBD_REPLY_TYPE_OFFSET_HOLE) {
-            uint32_t size = get_be32(bytes + at + 28);
-            ck_assert(length == 12 && size > 0 && range_inside(from, size, len));
+        struct seen_chunk chunk = see_chunk(at, to);
+        done = chunk.flags & NBD_REPLY_FLAG_DONE;
+        uint64_t from = get_be64(chunk.content) - OFFSET;
+        if (chunk.type == NBD_REPLY_TYPE_OFFSET_HOLE) {
+            uint32_t size = get_be32(chunk.content + 8);
+            ck_assert(chunk.length == 12 && size > 0 && range_inside(from, size, len));
             ck_assert(memchr(covered + from, 1, size) == NULL);
             memset(covered + from, 1, size);
             memset(seen + from, 0, size);
         } else {
-            ck_assert(type == NBD_REPLY_TYPE_OFFSET_DATA && length > 8);
-            ck_assert(range_inside(from, length - 8, len));
-            ck_assert(memchr(covered + from, 1, length - 8) == NULL);
-            memset(covered + from, 1, length - 8);
-            memcpy(seen + from, bytes + at + 28, length - 8);
+            ck_assert(chunk.type == NBD_REPLY_TYPE_OFFSET_DATA && chunk.length > 8);
+            size_t size = (size_t)chunk.length - 8;
+            ck_assert(range_inside(from, size, len));
+            ck_assert(memchr(covered + from, 1, size) == NULL);
+            memset(covered + from, 1, size);
+            memcpy(seen + from, chunk.content + 8, size);
         }
-        at += 20 + length;
+        at = chunk.content + chunk.length;
     }
-    ck_assert(done && at == reply->total_bytes);
+    ck_assert(done && at == bytes + reply->total_bytes);
     ck_assert(memchr(covered, 0, len) == NULL);
     ck_assert(memcmp(seen, expected, len) == 0);
     free(bytes);
@@ -135,15 +169,15 @@ static void check_read(const struct reply *reply, uint64_t offset, const uint8_t
 
 START_TEST(statement_36_content_covers_everything_once)
 {
-    enum { LEN = 4096, OFFSET = 123457 };
+    enum { LEN = 4096 };
     uint8_t payload[LEN], expected[LEN];
     struct read_holes holes;
     struct reply reply;
     unsigned seed = 1;
 
-    reply_read_structured(&reply, COOKIE, OFFSET, memset(payload, 9, LEN), LEN, NULL);
+    reply_read(&reply, &structured, memset(payload, 9, LEN), LEN, NULL);
     ck_assert(reply.count == 2);
-    check_read(&reply, OFFSET, payload, LEN);
+    check_read(&reply, &structured, payload, LEN);
     reply_release(&reply);
 
     for (unsigned round = 0; round < 2000; round++) {
@@ -165,17 +199,18 @@ START_TEST(statement_36_content_covers_everything_once)
             memset(expected + at + gap, 0, hole);
             at += gap + hole;
         }
-        reply_read_structured(&reply, COOKIE, OFFSET, payload, LEN, &holes);
-        check_read(&reply, OFFSET, expected, LEN);
+        const struct reply_to *to = round / 2 % 2 ? &structured : &extended;
+        reply_read(&reply, to, payload, LEN, &holes);
+        check_read(&reply, to, expected, LEN);
         reply_release(&reply);
     }
 
     holes.count = 1;
     holes.run[0].offset = 0;
     holes.run[0].len = LEN;
-    reply_read_structured(&reply, COOKIE, OFFSET, payload, LEN, &holes);
+    reply_read(&reply, &structured, payload, LEN, &holes);
     ck_assert(reply.count == 1 && reply.total_bytes == 32);
-    check_read(&reply, OFFSET, memset(expected, 0, LEN), LEN);
+    check_read(&reply, &structured, memset(expected, 0, LEN), LEN);
     reply_release(&reply);
     buffer_pool_drain();
 }
@@ -192,7 +227,7 @@ START_TEST(statement_49_status_chunks)
     struct extent_list list = {extents, 4, 4};
     struct reply reply;
 
-    ck_assert(reply_block_status(&reply, COOKIE, 3, &list, false) == 0);
+    ck_assert(reply_block_status(&reply, &structured, 3, &list, false) == 0);
     uint8_t *bytes = flatten(&reply);
     /* base:allocation: the second and third are one */
     ck_assert_uint_eq(get_be16(bytes + 4), 0);
@@ -217,12 +252,55 @@ START_TEST(statement_49_status_chunks)
     free(bytes);
     reply_release(&reply);
 
-    ck_assert(reply_block_status(&reply, COOKIE, 1U << META_BASE_ALLOCATION, &list, true) == 0);
+    ck_assert(reply_block_status(&reply, &structured, 1U << META_BASE_ALLOCATION, &list, true) ==
+              0);
     bytes = flatten(&reply);
     ck_assert_uint_eq(reply.total_bytes, 32);
     ck_assert_uint_eq(get_be16(bytes + 4), NBD_REPLY_FLAG_DONE);
     ck_assert_uint_eq(get_be32(bytes + 16), 12);
     ck_assert_uint_eq(get_be32(bytes + 24), 65536);
+    free(bytes);
+    reply_release(&reply);
+    buffer_pool_drain();
+}
+END_TEST
+
+START_TEST(statement_50_extended_status_chunks)
+{
+    struct extent extents[] = {
+        {.len = 5ULL << 40, .flags = EXTENT_HOLE | EXTENT_ZERO, .depth = 0},
+        {.len = 6ULL << 40, .flags = EXTENT_HOLE | EXTENT_ZERO, .depth = 2},
+        {.len = 512, .flags = 0, .depth = 2},
+    };
+    struct extent_list list = {extents, 3, 3};
+    struct reply reply;
+
+    ck_assert(reply_block_status(&reply, &extended, 3, &list, false) == 0);
+    uint8_t *bytes = flatten(&reply);
+    struct seen_chunk chunk = see_chunk(bytes, &extended);
+    ck_assert(chunk.type == NBD_REPLY_TYPE_BLOCK_STATUS_EXT && chunk.flags == 0);
+    ck_assert(chunk.length == 8 + 2 * 16); /* equal neighbours merged, past 2^32 too */
+    ck_assert_uint_eq(get_be32(chunk.content), meta_context_id(META_BASE_ALLOCATION));
+    ck_assert_uint_eq(get_be32(chunk.content + 4), 2);
+    ck_assert(get_be64(chunk.content + 8) == 11ULL << 40);
+    ck_assert(get_be64(chunk.content + 16) == (NBD_STATE_HOLE | NBD_STATE_ZERO));
+    ck_assert(get_be64(chunk.content + 24) == 512 && get_be64(chunk.content + 32) == 0);
+    chunk = see_chunk(chunk.content + chunk.length, &extended);
+    ck_assert(chunk.type == NBD_REPLY_TYPE_BLOCK_STATUS_EXT);
+    ck_assert(chunk.flags == NBD_REPLY_FLAG_DONE && chunk.length == 8 + 2 * 16);
+    ck_assert_uint_eq(get_be32(chunk.content), meta_context_id(META_QEMU_ALLOCATION_DEPTH));
+    ck_assert(get_be64(chunk.content + 8) == 5ULL << 40);
+    ck_assert(chunk.content + chunk.length == bytes + reply.total_bytes);
+    free(bytes);
+    reply_release(&reply);
+
+    list.count = 1; /* used for a short request, too */
+    extents[0].len = 1;
+    ck_assert(reply_block_status(&reply, &extended, 2, &list, true) == 0);
+    bytes = flatten(&reply);
+    chunk = see_chunk(bytes, &extended);
+    ck_assert(chunk.type == NBD_REPLY_TYPE_BLOCK_STATUS_EXT && chunk.length == 24);
+    ck_assert(chunk.flags == NBD_REPLY_FLAG_DONE && get_be32(chunk.content + 4) == 1);
     free(bytes);
     reply_release(&reply);
     buffer_pool_drain();
@@ -257,6 +335,7 @@ int main(void)
         statement_34_none_is_empty_and_done,
         statement_36_content_covers_everything_once,
         statement_49_status_chunks,
+        statement_50_extended_status_chunks,
         statement_39_error_numbers,
     };
     return run_tests("reply", tests, ARRAY_LEN(tests));

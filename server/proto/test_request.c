@@ -18,8 +18,8 @@
 static const struct request_rules full_rules = {
     .size_bytes = SIZE,
     .transmission_flags = WRITABLE,
-    .structured = true,
-    .block_status = true,
+    .form = HEADERS_STRUCTURED,
+    .meta_contexts = 3,
 };
 
 static struct nbd_request decode(const struct request_rules *rules, unsigned type, unsigned flags,
@@ -47,6 +47,36 @@ static uint32_t error_of(const struct request_rules *rules, unsigned type, unsig
                          uint64_t offset, uint64_t len)
 {
     return decode(rules, type, flags, offset, len).error;
+}
+
+/* The same, with a header of 32 bytes. */
+static struct request_rules extended_rules(void)
+{
+    struct request_rules rules = full_rules;
+    rules.form = HEADERS_EXTENDED;
+    rules.transmission_flags |= NBD_FLAG_BLOCK_STATUS_PAYLOAD;
+    return rules;
+}
+
+static struct nbd_request decode_ext(const struct request_rules *rules, unsigned type,
+                                     unsigned flags, uint64_t offset, uint64_t len)
+{
+    struct wire_extended_request wire;
+    struct nbd_request request;
+
+    put_be32(wire.magic, NBD_EXTENDED_REQUEST_MAGIC);
+    put_be16(wire.flags, (uint16_t)flags);
+    put_be16(wire.type, (uint16_t)type);
+    put_be64(wire.cookie, 0xfedcba9876543210ULL);
+    put_be64(wire.offset, offset);
+    put_be64(wire.length, len);
+    ck_assert(request_header_bytes(rules) == sizeof(wire));
+    ck_assert(request_decode((const uint8_t *)&wire, rules, &request));
+    ck_assert(request.cookie == 0xfedcba9876543210ULL);
+    ck_assert(request.type == type && request.flags == flags);
+    ck_assert(request.offset == offset && request.length == len);
+    ck_assert((request.error == 0) == (request.reason == NULL));
+    return request;
 }
 
 START_TEST(statement_31_bad_magic_is_told_apart)
@@ -94,7 +124,7 @@ END_TEST
 START_TEST(statement_39_too_large_reads)
 {
     struct request_rules simple = full_rules;
-    simple.structured = false;
+    simple.form = HEADERS_SIMPLE;
     ck_assert_uint_eq(error_of(&full_rules, NBD_CMD_READ, 0, 0, LIMIT_PAYLOAD_BYTES + 1),
                       NBD_EOVERFLOW);
     ck_assert_uint_eq(error_of(&simple, NBD_CMD_READ, 0, 0, LIMIT_PAYLOAD_BYTES + 1), NBD_EINVAL);
@@ -182,7 +212,7 @@ END_TEST
 START_TEST(statement_25_status_without_context)
 {
     struct request_rules rules = full_rules;
-    rules.block_status = false;
+    rules.meta_contexts = 0;
     ck_assert_uint_eq(error_of(&rules, NBD_CMD_BLOCK_STATUS, 0, 0, 512), NBD_EINVAL);
 }
 END_TEST
@@ -190,6 +220,159 @@ END_TEST
 START_TEST(statement_54_disc_whatever_it_says)
 {
     ck_assert_uint_eq(error_of(&full_rules, NBD_CMD_DISC, 0xffff, UINT64_MAX, UINT32_MAX), 0);
+}
+END_TEST
+
+START_TEST(extended_magic_and_compact_magic_exclude_each_other)
+{
+    struct request_rules rules = extended_rules();
+    uint8_t header[32] = {0x25, 0x60, 0x95, 0x13};
+    struct nbd_request request;
+    ck_assert(!request_decode(header, &rules, &request));
+    put_be32(header, NBD_EXTENDED_REQUEST_MAGIC);
+    ck_assert(request_decode(header, &rules, &request));
+    ck_assert(!request_decode(header, &full_rules, &request));
+}
+END_TEST
+
+START_TEST(statement_45_extended_lengths_have_64_bits)
+{
+    static const unsigned types[] = {NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES, NBD_CMD_CACHE,
+                                     NBD_CMD_BLOCK_STATUS};
+    struct request_rules rules = extended_rules();
+    for (size_t i = 0; i < ARRAY_LEN(types); i++) {
+        ck_assert_uint_eq(decode_ext(&rules, types[i], 0, 0, SIZE).error, 0);
+        ck_assert_uint_eq(decode_ext(&rules, types[i], 0, 1, SIZE - 1).error, 0);
+        ck_assert(decode_ext(&rules, types[i], 0, 1, SIZE).error != 0);
+        ck_assert(decode_ext(&rules, types[i], 0, UINT64_MAX, UINT64_MAX).error != 0);
+        ck_assert(decode_ext(&rules, types[i], 0, 2, UINT64_MAX - 1).error != 0);
+        ck_assert(decode_ext(&rules, types[i], 0, 0, UINT64_MAX).payload_len == 0);
+    }
+    ck_assert_uint_eq(decode_ext(&rules, NBD_CMD_READ, 0, 0, LIMIT_PAYLOAD_BYTES).error, 0);
+    ck_assert_uint_eq(decode_ext(&rules, NBD_CMD_READ, 0, 0, SIZE).error, NBD_EOVERFLOW);
+}
+END_TEST
+
+START_TEST(statement_51_payloads_of_extended_requests)
+{
+    struct request_rules rules = extended_rules();
+    struct nbd_request request =
+        decode_ext(&rules, NBD_CMD_WRITE, NBD_CMD_FLAG_PAYLOAD_LEN, 0, LIMIT_PAYLOAD_BYTES);
+    ck_assert(!request.error && request.payload_len == LIMIT_PAYLOAD_BYTES && !request.hang_up);
+    /* Past the advertised maximum there is no draining. */
+    request =
+        decode_ext(&rules, NBD_CMD_WRITE, NBD_CMD_FLAG_PAYLOAD_LEN, 0, LIMIT_PAYLOAD_BYTES + 1);
+    ck_assert(request.error == NBD_EINVAL && request.hang_up);
+    request = decode_ext(&rules, NBD_CMD_WRITE, NBD_CMD_FLAG_PAYLOAD_LEN, 0, UINT64_MAX);
+    ck_assert(request.error && request.hang_up);
+    /* Other commands have none; what is sent all the same is drained. */
+    static const unsigned types[] = {NBD_CMD_READ,         NBD_CMD_FLUSH, NBD_CMD_TRIM,
+                                     NBD_CMD_WRITE_ZEROES, NBD_CMD_CACHE, 99};
+    for (size_t i = 0; i < ARRAY_LEN(types); i++) {
+        request = decode_ext(&rules, types[i], NBD_CMD_FLAG_PAYLOAD_LEN, 0, 4096);
+        ck_assert(request.error == NBD_EINVAL && request.payload_len == 4096 && !request.hang_up);
+        request = decode_ext(&rules, types[i], NBD_CMD_FLAG_PAYLOAD_LEN, 0, 1ULL << 40);
+        ck_assert(request.error == NBD_EINVAL && request.hang_up);
+        ck_assert(!request_has_filter(&request));
+    }
+}
+END_TEST
+
+START_TEST(statement_52_extended_write_without_payload_flag)
+{
+    struct request_rules rules = extended_rules();
+    struct nbd_request request = decode_ext(&rules, NBD_CMD_WRITE, 0, 0, 4096);
+    ck_assert(request.error == NBD_EINVAL && request.hang_up && request.payload_len == 0);
+    request = decode_ext(&rules, NBD_CMD_WRITE, 0, 0, 0);
+    ck_assert(request.error == NBD_EINVAL && !request.hang_up);
+}
+END_TEST
+
+static struct nbd_request decode_filter(const struct request_rules *rules, uint64_t offset,
+                                        uint64_t effect_len, const uint32_t *ids, unsigned count)
+{
+    uint8_t payload[REQUEST_FILTER_BYTES_MAX];
+    struct nbd_request request = decode_ext(rules, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_PAYLOAD_LEN,
+                                            offset, 8 + 4 * (uint64_t)count);
+
+    ck_assert(request_has_filter(&request));
+    put_be64(payload, effect_len);
+    for (unsigned i = 0; i < count; i++) {
+        put_be32(payload + 8 + 4 * (size_t)i, ids[i]);
+    }
+    request_decode_filter(payload, rules, &request);
+    ck_assert(request.payload_len == 0 && !request.hang_up);
+    ck_assert((request.error == 0) == (request.reason == NULL));
+    return request;
+}
+
+START_TEST(statement_51_status_filters)
+{
+    struct request_rules rules = extended_rules();
+    for (uint64_t len = 0; len <= 64; len++) {
+        bool good = len == 12 || len == 16;
+        struct nbd_request request =
+            decode_ext(&rules, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_PAYLOAD_LEN, 0, len);
+        ck_assert(good == (request.error == 0) && good == request_has_filter(&request));
+        ck_assert(request.payload_len == len && !request.hang_up);
+    }
+    struct nbd_request request = decode_filter(&rules, 5, SIZE - 5, (uint32_t[]){2}, 1);
+    ck_assert(!request.error && request.length == SIZE - 5 && request.meta_contexts == 2);
+    request = decode_filter(&rules, 0, 1, (uint32_t[]){2, 1}, 2);
+    ck_assert(!request.error && request.meta_contexts == 3);
+    ck_assert(decode_filter(&rules, 0, 1, (uint32_t[]){1, 1}, 2).error == NBD_EINVAL);
+    ck_assert(decode_filter(&rules, 0, 1, (uint32_t[]){0}, 1).error == NBD_EINVAL);
+    ck_assert(decode_filter(&rules, 0, 1, (uint32_t[]){3}, 1).error == NBD_EINVAL);
+    ck_assert(decode_filter(&rules, 0, 1, (uint32_t[]){UINT32_MAX}, 1).error == NBD_EINVAL);
+    ck_assert(decode_filter(&rules, 0, 0, (uint32_t[]){1}, 1).error == NBD_EINVAL);
+    ck_assert(decode_filter(&rules, 5, SIZE, (uint32_t[]){1}, 1).error == NBD_EINVAL);
+    ck_assert(decode_filter(&rules, 5, UINT64_MAX, (uint32_t[]){1}, 1).error == NBD_EINVAL);
+    rules.meta_contexts = 1; /* known, but not selected */
+    ck_assert(decode_filter(&rules, 0, 1, (uint32_t[]){2}, 1).error == NBD_EINVAL);
+
+    rules.transmission_flags &= (uint16_t)~NBD_FLAG_BLOCK_STATUS_PAYLOAD;
+    request = decode_ext(&rules, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_PAYLOAD_LEN, 0, 12);
+    ck_assert(request.error == NBD_EINVAL && request.payload_len == 12 && !request.hang_up);
+    request = decode_ext(&rules, NBD_CMD_BLOCK_STATUS, 0, 0, 12);
+    ck_assert(!request.error && request.meta_contexts == 1);
+}
+END_TEST
+
+START_TEST(any_extended_bytes_decode_to_something_safe)
+{
+    struct request_rules rules = extended_rules();
+    uint64_t state = 88172645463325252ULL;
+
+    for (unsigned round = 0; round < 200000; round++) {
+        uint8_t bytes[32 + REQUEST_FILTER_BYTES_MAX];
+        for (size_t i = 0; i < sizeof(bytes); i++) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            bytes[i] = state >> 63 ? 0 : (uint8_t)(state >> (round % 5 * 8));
+        }
+        put_be32(bytes, NBD_EXTENDED_REQUEST_MAGIC);
+        if (round % 2) {
+            bytes[4] = bytes[6] = 0;
+            bytes[7] &= 7;
+            memset(bytes + 24, 0, 7);
+        }
+        struct nbd_request request;
+        ck_assert(request_decode(bytes, &rules, &request));
+        if (request_has_filter(&request)) {
+            ck_assert(request.payload_len <= REQUEST_FILTER_BYTES_MAX);
+            request_decode_filter(bytes + 32, &rules, &request);
+        }
+        if (request.error || request.type == NBD_CMD_DISC || request.type == NBD_CMD_FLUSH) {
+            continue;
+        }
+        ck_assert(request.type <= NBD_CMD_BLOCK_STATUS && !request.hang_up);
+        ck_assert(range_inside(request.offset, request.length, SIZE));
+        ck_assert(request.payload_len == (request.type == NBD_CMD_WRITE ? request.length : 0));
+        ck_assert(request.payload_len <= LIMIT_PAYLOAD_BYTES);
+        ck_assert(request.type != NBD_CMD_READ || request.length <= LIMIT_PAYLOAD_BYTES);
+        ck_assert(request.type != NBD_CMD_BLOCK_STATUS || request.meta_contexts != 0);
+    }
 }
 END_TEST
 
@@ -246,6 +429,12 @@ int main(void)
         statement_43_flush_has_no_range,
         statement_25_status_without_context,
         statement_54_disc_whatever_it_says,
+        extended_magic_and_compact_magic_exclude_each_other,
+        statement_45_extended_lengths_have_64_bits,
+        statement_51_payloads_of_extended_requests,
+        statement_52_extended_write_without_payload_flag,
+        statement_51_status_filters,
+        any_extended_bytes_decode_to_something_safe,
         any_bytes_decode_to_something_safe,
         commands_have_names,
     };

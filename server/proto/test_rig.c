@@ -621,11 +621,13 @@ struct client *client_enter(struct rig *rig, const char *name, int how)
     size_t len;
 
     client_greet(client, 3);
+    client->extended = how >= EXTENDED;
     if (how != SIMPLE) {
-        client_option(client, NBD_OPT_STRUCTURED_REPLY, NULL, 0);
-        client_option_reply(client, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ACK, &len);
+        uint32_t option = client->extended ? NBD_OPT_EXTENDED_HEADERS : NBD_OPT_STRUCTURED_REPLY;
+        client_option(client, option, NULL, 0);
+        client_option_reply(client, option, NBD_REP_ACK, &len);
     }
-    if (how == WITH_CONTEXTS) {
+    if (how == WITH_CONTEXTS || how == EXTENDED_WITH_CONTEXTS) {
         len = pack_meta(payload, name, queries, 2);
         client_option(client, NBD_OPT_SET_META_CONTEXT, payload, len);
         client_option_reply(client, NBD_OPT_SET_META_CONTEXT, NBD_REP_META_CONTEXT, &len);
@@ -659,6 +661,28 @@ void client_request(struct client *client, uint16_t type, uint16_t flags, uint64
     client_send(client, bytes, sizeof(bytes));
 }
 
+void pack_extended(uint8_t *out, uint16_t type, uint16_t flags, uint64_t cookie, uint64_t offset,
+                   uint64_t len)
+{
+    struct wire_extended_request *wire = (void *)out;
+
+    put_be32(wire->magic, NBD_EXTENDED_REQUEST_MAGIC);
+    put_be16(wire->flags, flags);
+    put_be16(wire->type, type);
+    put_be64(wire->cookie, cookie);
+    put_be64(wire->offset, offset);
+    put_be64(wire->length, len);
+}
+
+void client_extended(struct client *client, uint16_t type, uint16_t flags, uint64_t cookie,
+                     uint64_t offset, uint64_t len)
+{
+    uint8_t bytes[sizeof(struct wire_extended_request)];
+
+    pack_extended(bytes, type, flags, cookie, offset, len);
+    client_send(client, bytes, sizeof(bytes));
+}
+
 void client_expect_simple(struct client *client, uint64_t cookie, uint32_t error)
 {
     const struct wire_simple_reply *reply = (const void *)client_take(client, sizeof(*reply));
@@ -668,8 +692,27 @@ void client_expect_simple(struct client *client, uint64_t cookie, uint32_t error
     ck_assert_uint_eq(get_be64(reply->cookie), cookie);
 }
 
+static struct chunk client_extended_chunk(struct client *client)
+{
+    const struct wire_extended_chunk *wire = (const void *)client_take(client, sizeof(*wire));
+
+    ck_assert_uint_eq(get_be32(wire->magic), NBD_EXTENDED_REPLY_MAGIC);
+    struct chunk chunk = {
+        .flags = get_be16(wire->flags),
+        .type = get_be16(wire->type),
+        .cookie = get_be64(wire->cookie),
+        .offset = get_be64(wire->offset),
+        .length = get_be64(wire->length),
+    };
+    chunk.payload = client_take(client, chunk.length);
+    return chunk;
+}
+
 struct chunk client_chunk(struct client *client)
 {
+    if (client->extended) {
+        return client_extended_chunk(client);
+    }
     const struct wire_chunk *wire = (const void *)client_take(client, sizeof(*wire));
 
     ck_assert_uint_eq(get_be32(wire->magic), NBD_STRUCTURED_REPLY_MAGIC);
@@ -681,6 +724,16 @@ struct chunk client_chunk(struct client *client)
     };
     chunk.payload = client_take(client, chunk.length);
     return chunk;
+}
+
+void client_expect_none(struct client *client, uint64_t cookie)
+{
+    struct chunk chunk = client_chunk(client);
+
+    ck_assert_uint_eq(chunk.type, NBD_REPLY_TYPE_NONE);
+    ck_assert_uint_eq(chunk.flags, NBD_REPLY_FLAG_DONE);
+    ck_assert_uint_eq(chunk.cookie, cookie);
+    ck_assert_uint_eq(chunk.length, 0);
 }
 
 void client_expect_error_chunk(struct client *client, uint64_t cookie, uint32_t error)

@@ -35,6 +35,7 @@ struct client {
     bool closed;
     bool returned; /* co_nbd_serve() has */
     unsigned sends;
+    bool extended; /* set by client_enter() */
     struct rig *rig;
 };
 
@@ -110,7 +111,7 @@ size_t pack_go(uint8_t *out, const char *name, const uint16_t *infos, unsigned c
 size_t pack_meta(uint8_t *out, const char *name, const char *const *queries, unsigned count);
 void client_go(struct client *client, const char *name);
 
-enum { SIMPLE, STRUCTURED, WITH_CONTEXTS };
+enum { SIMPLE, STRUCTURED, WITH_CONTEXTS, EXTENDED, EXTENDED_WITH_CONTEXTS };
 /* Into transmission of export `name`, by GO. */
 struct client *client_enter(struct rig *rig, const char *name, int how);
 
@@ -119,15 +120,23 @@ void pack_request(uint8_t *out, uint16_t type, uint16_t flags, uint64_t cookie, 
                   uint32_t len);
 void client_request(struct client *client, uint16_t type, uint16_t flags, uint64_t cookie,
                     uint64_t offset, uint32_t len);
+/* With extended headers. */
+void pack_extended(uint8_t *out, uint16_t type, uint16_t flags, uint64_t cookie, uint64_t offset,
+                   uint64_t len);
+void client_extended(struct client *client, uint16_t type, uint16_t flags, uint64_t cookie,
+                     uint64_t offset, uint64_t len);
 void client_expect_simple(struct client *client, uint64_t cookie, uint32_t error);
 struct chunk {
     uint16_t flags;
     uint16_t type;
     uint64_t cookie;
-    uint32_t length;
+    uint64_t offset; /* extended headers only */
+    uint64_t length;
     const uint8_t *payload;
 };
 struct chunk client_chunk(struct client *client);
+/* A success without content, in one chunk. */
+void client_expect_none(struct client *client, uint64_t cookie);
 void client_expect_error_chunk(struct client *client, uint64_t cookie, uint32_t error);
 
 #endif

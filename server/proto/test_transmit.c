@@ -136,6 +136,18 @@ START_TEST(statement_32_refused_writes_are_drained)
             client_expect_simple(client, 6, 0);
             client_free(client);
         }
+        if (cases[i].len > LIMIT_PAYLOAD_BYTES) {
+            continue; /* not drained there */
+        }
+        struct client *client = client_enter(rig, cases[i].export_name, EXTENDED);
+        client_extended(client, NBD_CMD_WRITE,
+                        (uint16_t)(cases[i].flags | NBD_CMD_FLAG_PAYLOAD_LEN), 5, cases[i].offset,
+                        cases[i].len);
+        client_send(client, payload, cases[i].len);
+        client_expect_error_chunk(client, 5, cases[i].error);
+        client_extended(client, NBD_CMD_FLUSH, 0, 6, 0, 0);
+        client_expect_none(client, 6);
+        client_free(client);
     }
     ck_assert(rig->disk->writes == 0);
     rig_free(rig);
@@ -354,6 +366,149 @@ START_TEST(statement_49_block_status)
     rig->disk->fail = -EIO;
     client_request(client, NBD_CMD_BLOCK_STATUS, 0, 5, 0, 512);
     client_expect_error_chunk(client, 5, NBD_EIO);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(statement_33_extended_replies)
+{
+    rig = rig_create();
+    make_checkered();
+    struct client *client = client_enter(rig, "", EXTENDED);
+    client_extended(client, NBD_CMD_WRITE, NBD_CMD_FLAG_PAYLOAD_LEN | NBD_CMD_FLAG_FUA, 1, 5000, 5);
+    client_send(client, "howdy", 5);
+    client_expect_none(client, 1);
+    ck_assert(memcmp(rig->disk->bytes + 5000, "howdy", 5) == 0);
+    ck_assert_uint_eq(rig->disk->last_flags, IMAGE_FUA);
+    client_extended(client, NBD_CMD_WRITE, NBD_CMD_FLAG_PAYLOAD_LEN, 2, 5000, 0);
+    client_expect_none(client, 2);
+
+    /* Content chunks name their own offset inside, and the request's in the header. */
+    uint64_t at = 777;
+    struct chunk chunk;
+    client_extended(client, NBD_CMD_READ, 0, 3, at, 5 * RIG_UNIT_BYTES);
+    do {
+        chunk = client_chunk(client);
+        ck_assert(chunk.cookie == 3 && chunk.offset == 777 && get_be64(chunk.payload) == at);
+        ck_assert(chunk.type == NBD_REPLY_TYPE_OFFSET_DATA ||
+                  chunk.type == NBD_REPLY_TYPE_OFFSET_HOLE);
+        at += chunk.type == NBD_REPLY_TYPE_OFFSET_DATA ? chunk.length - 8
+                                                       : get_be32(chunk.payload + 8);
+    } while (!(chunk.flags & NBD_REPLY_FLAG_DONE));
+    ck_assert(at == 777 + 5 * RIG_UNIT_BYTES);
+
+    client_extended(client, NBD_CMD_READ, 0, 4, 0, 0);
+    client_expect_none(client, 4);
+    client_extended(client, NBD_CMD_READ, 0, 5, RIG_IMAGE_BYTES - 1, 2);
+    client_expect_error_chunk(client, 5, NBD_EINVAL);
+    client_extended(client, NBD_CMD_READ, 0, 6, 0, LIMIT_PAYLOAD_BYTES + 1ULL);
+    client_expect_error_chunk(client, 6, NBD_EINVAL); /* past the end as well */
+    client_extended(client, 99, 0, 7, 12345, 0);
+    chunk = client_chunk(client);
+    ck_assert(chunk.type == NBD_REPLY_TYPE_ERROR && chunk.offset == 12345);
+    client_extended(client, NBD_CMD_DISC, 0, 8, 0, 0);
+    client_expect_closed(client);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(statement_45_huge_requests_hold_nobody_up)
+{
+    rig = rig_create();
+    uint64_t size = 1ULL << 40;
+    rig->disk->image.size_bytes = size;
+    struct client *client = client_enter(rig, "", EXTENDED);
+    rig->disk->hold = true;
+    rig->disk->fail = -EIO; /* the image in memory is not that large */
+    client_extended(client, NBD_CMD_TRIM, 0, 1, 0, 5 * GIB);
+    client_extended(client, NBD_CMD_WRITE_ZEROES, NBD_CMD_FLAG_FAST_ZERO, 2, 0, size);
+    ck_assert(rig_held(rig) == 2 && rig->disk->trims == 1 && rig->disk->zeroes == 1);
+    rig->disk->hold = false;
+    rig->disk->fail = 0;
+    client_extended(client, NBD_CMD_READ, 0, 3, 4096, 512);
+    ck_assert(client_chunk(client).type == NBD_REPLY_TYPE_OFFSET_DATA);
+    rig->disk->fail = -EIO;
+    rig_release_all(rig);
+    rig_run(rig);
+    client_expect_error_chunk(client, 1, NBD_EIO);
+    client_expect_error_chunk(client, 2, NBD_EIO);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(statement_51_foreign_payloads_are_drained)
+{
+    static const uint16_t types[] = {
+        NBD_CMD_READ,  NBD_CMD_FLUSH,        NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES,
+        NBD_CMD_CACHE, NBD_CMD_BLOCK_STATUS, 4711};
+    static uint8_t payload[50000];
+    rig = rig_create();
+    struct client *client = client_enter(rig, "", EXTENDED);
+    for (size_t i = 0; i < ARRAY_LEN(types); i++) {
+        size_t len = i % 2 ? sizeof(payload) : 12;
+        client_extended(client, types[i], NBD_CMD_FLAG_PAYLOAD_LEN, i, 0, len);
+        client_send(client, payload, len);
+        client_expect_error_chunk(client, i, NBD_EINVAL);
+        client_extended(client, NBD_CMD_FLUSH, 0, 1000, 0, 0);
+        client_expect_none(client, 1000);
+    }
+    client_extended(client, NBD_CMD_FLUSH, NBD_CMD_FLAG_PAYLOAD_LEN, 5, 0,
+                    LIMIT_PAYLOAD_BYTES + 1ULL);
+    client_expect_error_chunk(client, 5, NBD_EINVAL);
+    client_expect_closed(client);
+    client_free(client);
+
+    client = client_enter(rig, "", EXTENDED); /* statement 52 */
+    client_extended(client, NBD_CMD_WRITE, 0, 6, 0, 4096);
+    client_expect_error_chunk(client, 6, NBD_EINVAL);
+    client_expect_closed(client);
+    ck_assert(rig->disk->writes == 0);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(statement_51_status_filters)
+{
+    uint8_t words[4 * (32 + 16)];
+    rig = rig_create();
+    make_checkered();
+    struct client *client = client_enter(rig, "", EXTENDED_WITH_CONTEXTS);
+    client_extended(client, NBD_CMD_BLOCK_STATUS, 0, 1, 0, 3 * RIG_UNIT_BYTES);
+    for (unsigned context = 0; context < META_CONTEXT_COUNT; context++) {
+        struct chunk chunk = client_chunk(client);
+        ck_assert(chunk.type == NBD_REPLY_TYPE_BLOCK_STATUS_EXT && chunk.length == 8 + 3 * 16);
+        ck_assert(get_be32(chunk.payload) == meta_context_id(context));
+        ck_assert(get_be32(chunk.payload + 4) == 3);
+        ck_assert(chunk.flags == (context + 1 == META_CONTEXT_COUNT ? NBD_REPLY_FLAG_DONE : 0));
+    }
+    /* One context after the other, delivered in pieces, and a flush right behind. */
+    client->deliver_most = 7;
+    for (unsigned context = 0; context < META_CONTEXT_COUNT; context++) {
+        pack_extended(words, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_PAYLOAD_LEN, 2, RIG_UNIT_BYTES, 12);
+        put_be64(words + 32, 2 * RIG_UNIT_BYTES);
+        put_be32(words + 40, meta_context_id(context));
+        pack_extended(words + 44, NBD_CMD_FLUSH, 0, 3, 0, 0);
+        client_send(client, words, 76);
+        struct chunk chunk = client_chunk(client);
+        ck_assert(chunk.cookie == 2 && chunk.flags == NBD_REPLY_FLAG_DONE);
+        ck_assert(chunk.offset == RIG_UNIT_BYTES);
+        ck_assert(chunk.length == 8 + 2 * 16);
+        ck_assert(get_be32(chunk.payload) == meta_context_id(context));
+        client_expect_none(client, 3);
+    }
+    /* An unknown context: refused, and in step. */
+    put_be32(words + 40, 99);
+    client_send(client, words, 76);
+    client_expect_error_chunk(client, 2, NBD_EINVAL);
+    client_expect_none(client, 3);
+    /* Gone in the middle of one. */
+    client_send(client, words, 40);
+    client_half_close(client);
+    client_expect_closed(client);
     client_free(client);
     rig_free(rig);
 }
@@ -643,16 +798,22 @@ START_TEST(garbage_in_transmission)
     rig = rig_create();
     rig->disk->image.size_bytes = RIG_IMAGE_BYTES;
     for (unsigned round = 0; round < 1500; round++) {
-        struct client *client = client_enter(rig, round % 2 ? "" : "ro", (int)(round % 3));
+        struct client *client = client_enter(rig, round % 2 ? "" : "ro", (int)(round % 5));
         uint8_t words[2000];
         size_t used = 0;
         while (used + HEADER_BYTES + 256 < sizeof(words)) {
             state = state * 6364136223846793005ULL + 1442695040888963407ULL;
             uint32_t len = (uint32_t)(state >> 40) % (state >> 63 ? 200 : 70000);
-            pack_request(words + used, (uint16_t)(state >> 60),
-                         (uint16_t)(state >> 44 & 3 ? 0 : 1U << (state >> 54 & 15)), state,
-                         (state >> 20) % (RIG_IMAGE_BYTES + 5000), len);
-            used += HEADER_BYTES;
+            uint16_t type = (uint16_t)(state >> 60);
+            uint16_t flags = (uint16_t)(state >> 44 & 3 ? 0 : 1U << (state >> 54 & 15));
+            uint64_t offset = (state >> 20) % (RIG_IMAGE_BYTES + 5000);
+            if (client->extended) {
+                pack_extended(words + used, type, flags, state, offset, len);
+                used += sizeof(struct wire_extended_request);
+            } else {
+                pack_request(words + used, type, flags, state, offset, len);
+                used += HEADER_BYTES;
+            }
             memset(words + used, 0x77, state >> 12 & 127);
             used += state >> 12 & 127;
         }
@@ -715,6 +876,10 @@ int main(void)
         statement_39_47_errors_of_the_image,
         statement_41_42_odd_requests_keep_the_connection,
         statement_49_block_status,
+        statement_33_extended_replies,
+        statement_45_huge_requests_hold_nobody_up,
+        statement_51_foreign_payloads_are_drained,
+        statement_51_status_filters,
         pipelined_requests_in_any_delivery,
         statement_55_many_in_flight_out_of_order,
         replies_that_come_during_a_send_follow_it,

@@ -104,7 +104,7 @@ static uint64_t bytes_needed(const struct nbd_request *request)
         return request->length;
     case NBD_CMD_BLOCK_STATUS:
         return (uint64_t)status_extent_capacity(request) *
-               (sizeof(struct extent) + META_CONTEXT_COUNT * sizeof(struct wire_status_extent));
+               (sizeof(struct extent) + META_CONTEXT_COUNT * sizeof(struct wire_status_ext_extent));
     default:
         return 0;
     }
@@ -338,16 +338,26 @@ static void command_queue_reply(struct command *command)
     schedule_send(conn);
 }
 
+static struct reply_to reply_to(const struct command *command)
+{
+    return (struct reply_to){
+        .form = command->conn->form,
+        .cookie = command->request.cookie,
+        .offset = command->request.offset,
+    };
+}
+
 static void command_fail(struct command *command, uint32_t error, const char *text)
 {
     struct connection *conn = command->conn;
     const struct nbd_request *request = &command->request;
+    struct reply_to to = reply_to(command);
 
     log_debug("client %s: %s at %llu, %llu bytes, flags 0x%x: error %u: %s", conn->stream->peer,
               request_type_name(request->type), (unsigned long long)request->offset,
               (unsigned long long)request->length, request->flags, error, text);
     command_drop_buffer(command);
-    reply_error(&command->reply, request->cookie, conn->structured, error, text);
+    reply_error(&command->reply, &to, error, text);
     command_queue_reply(command);
 }
 
@@ -368,8 +378,8 @@ static int co_run_read(struct command *command, struct image *image)
     const struct nbd_request *request = &command->request;
     struct reply *reply = &command->reply;
     size_t len = (size_t)request->length;
-    bool structured = command->conn->structured;
-    bool want_holes = structured && !(request->flags & NBD_CMD_FLAG_DF);
+    struct reply_to to = reply_to(command);
+    bool want_holes = to.form != HEADERS_SIMPLE && !(request->flags & NBD_CMD_FLAG_DF);
     struct read_holes holes;
 
     int rc = command_take_buffer(command);
@@ -382,11 +392,7 @@ static int co_run_read(struct command *command, struct image *image)
     if (rc < 0) {
         return rc;
     }
-    if (!structured) {
-        reply_read_simple(reply, request->cookie, command->payload, len);
-        return 0;
-    }
-    reply_read_structured(reply, request->cookie, request->offset, command->payload, len, &holes);
+    reply_read(reply, &to, command->payload, len, want_holes ? &holes : NULL);
     if (reply->count == 1) {
         command_drop_buffer(command); /* one hole: there is no data to send */
     }
@@ -424,6 +430,7 @@ static int co_run_zero(struct command *command, struct image *image)
 static int co_run_status(struct command *command, struct image *image)
 {
     const struct nbd_request *request = &command->request;
+    struct reply_to to = reply_to(command);
     struct extent_list list = {.capacity = status_extent_capacity(request)};
     size_t list_bytes = list.capacity * sizeof(struct extent);
 
@@ -433,8 +440,8 @@ static int co_run_status(struct command *command, struct image *image)
     }
     int rc = image->ops->co_extents(image, request->offset, request->length, &list);
     if (rc == 0) {
-        rc = reply_block_status(&command->reply, request->cookie, command->conn->meta_contexts,
-                                &list, request->flags & NBD_CMD_FLAG_REQ_ONE);
+        rc = reply_block_status(&command->reply, &to, request->meta_contexts, &list,
+                                request->flags & NBD_CMD_FLAG_REQ_ONE);
     }
     buffer_put(list.extents, list_bytes);
     return rc;
@@ -479,7 +486,8 @@ static void co_command(void *arg)
         return;
     }
     if (!has_content_reply(request)) {
-        reply_simple(&command->reply, request->cookie, NBD_SUCCESS);
+        struct reply_to to = reply_to(command);
+        reply_success(&command->reply, &to);
     }
     command_queue_reply(command);
 }
@@ -500,10 +508,11 @@ static void command_start(struct command *command)
     if (request->error) {
         command_fail(command, request->error, request->reason);
     } else if (is_done_at_once(request)) {
-        if (request->type == NBD_CMD_READ && command->conn->structured) {
-            reply_none(&command->reply, request->cookie);
+        struct reply_to to = reply_to(command);
+        if (request->type == NBD_CMD_READ) {
+            reply_read_nothing(&command->reply, &to);
         } else {
-            reply_simple(&command->reply, request->cookie, NBD_SUCCESS);
+            reply_success(&command->reply, &to);
         }
         command_queue_reply(command);
     } else if (coro_spawn(co_command, command, "nbd request") < 0) {
@@ -532,9 +541,22 @@ static bool co_receive_payload(struct command *command)
     }
     conn->receive_stalls_ns = 0;
     if (rc < 0) {
-        log_debug("client %s: gone within the payload of a WRITE", conn->stream->peer);
+        log_debug("client %s: gone within a payload", conn->stream->peer);
         return false;
     }
+    return true;
+}
+
+/* A BLOCK_STATUS that says in its payload what it asks. False when the stream ended. */
+static bool co_receive_filter(struct connection *conn, struct nbd_request *request)
+{
+    uint8_t filter[REQUEST_FILTER_BYTES_MAX];
+
+    if (co_input_read(&conn->input, filter, (size_t)request->payload_len) < 0) {
+        log_debug("client %s: gone within a payload", conn->stream->peer);
+        return false;
+    }
+    request_decode_filter(filter, &conn->rules, request);
     return true;
 }
 
@@ -564,6 +586,9 @@ static bool co_next_request(struct connection *conn, struct nbd_request *request
         log_debug("client %s: left", conn->stream->peer);
         return false;
     }
+    if (request_has_filter(request) && !co_receive_filter(conn, request)) {
+        return false;
+    }
     if (conn->service->draining && !request->error) {
         request->error = NBD_ESHUTDOWN;
         request->reason = reply_error_text(NBD_ESHUTDOWN);
@@ -584,8 +609,9 @@ static bool co_transmit_one(struct connection *conn)
         return false;
     }
     if (request.hang_up) {
-        connection_complain(conn, "a WRITE of %llu bytes: disconnected",
-                            (unsigned long long)request.length);
+        connection_complain(conn, "%s of %llu bytes: %s: disconnected",
+                            request_type_name(request.type), (unsigned long long)request.length,
+                            request.reason);
         command_start(command);
         return false;
     }
