@@ -13,6 +13,7 @@
 #include "base/bytes.h"
 #include "qcow2/alloc.h"
 #include "qcow2/engine.h"
+#include "sched/break_point.h"
 #include "sched/co.h"
 
 /* What a commit writes besides slices: copies of table parts, in order of position. */
@@ -275,6 +276,7 @@ static int co_commit_tables(struct qcow2 *q)
         ret = co_first_wave(q, &pieces);
     }
     if (ret == 0) {
+        co_break_point(BREAK_BETWEEN_WAVES);
         ret = co_second_wave(q, &pieces);
     }
     pieces_free(&pieces);

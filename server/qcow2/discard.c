@@ -16,6 +16,7 @@
 #include "qcow2/map.h"
 #include "qcow2/read.h"
 #include "qcow2/write.h"
+#include "sched/break_point.h"
 
 enum zero_mode {
     ZERO_UNMAP,   /* give the clusters back */
@@ -326,6 +327,7 @@ static int co_zero_piece_holding(struct qcow2 *q, guest_off start, guest_off end
         return ret;
     }
     co_budget_take(&q->changers, 1);
+    co_break_point(BREAK_BEFORE_DISCARD);
     ret = co_zero_piece(q, start, end, mode);
     budget_give(&q->changers, 1);
     hold_release(hold);

@@ -16,6 +16,7 @@
 #include "qcow2/engine.h"
 #include "qcow2/map.h"
 #include "qcow2/read.h"
+#include "sched/break_point.h"
 
 static bool in_place(const struct mapping *mapping)
 {
@@ -58,6 +59,7 @@ static int co_write_in_place(struct qcow2 *q, guest_off guest, const uint8_t *bu
         if (!in_place(&mapping)) {
             return 0;
         }
+        co_break_point(BREAK_IN_PLACE_WRITE);
         ret = co_write_mapped(q, &mapping, buf + *done);
         if (ret < 0) {
             return ret;
@@ -130,8 +132,12 @@ static int co_padding_fill(struct qcow2 *q, guest_off data, size_t len, bool rea
         }
     }
     if (tail_len > 0) {
-        return co_read_for_copy(q, data_end, padding->tail, tail_len);
+        ret = co_read_for_copy(q, data_end, padding->tail, tail_len);
+        if (ret < 0) {
+            return ret;
+        }
     }
+    co_break_point(BREAK_DURING_COPY);
     return 0;
 }
 
@@ -215,9 +221,11 @@ static int co_write_into_own(struct qcow2 *q, guest_off guest, const uint8_t *bu
         return ret;
     }
     ret = co_padding_fill(q, guest, len, false, &padding);
+    co_break_point(BREAK_BEFORE_DATA_WRITE);
     if (ret == 0) {
         ret = co_write_padded(q, &padding, mapping->host, buf, len);
     }
+    co_break_point(BREAK_BEFORE_PUBLISH);
     if (ret == 0) {
         ret = co_publish_filled(q, padding.start, padding.end);
     }
@@ -345,9 +353,11 @@ static int co_fill_run(struct qcow2 *q, const struct new_run *run, guest_off gue
     if (ret == 0) {
         ret = co_padding_fill(q, guest, len, run->reads_zero, &padding);
     }
+    co_break_point(BREAK_BEFORE_DATA_WRITE);
     if (ret == 0) {
         ret = co_write_padded(q, &padding, host, buf, len);
     }
+    co_break_point(BREAK_BEFORE_PUBLISH);
     if (ret == 0) {
         ret = co_publish_new(q, run, &padding);
     }
