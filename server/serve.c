@@ -23,6 +23,7 @@
 
 #include "base/limits.h"
 #include "base/log.h"
+#include "break_control.h"
 #include "captive.h"
 #include "export.h"
 #include "io/net.h"
@@ -338,6 +339,12 @@ static int co_start_serving(struct server *server, struct errtext *err)
         return result;
     }
     log_info("serving %s as %s", server->image_path, server->address.uri);
+#ifdef QCOWD_BREAK_CONTROL
+    result = break_control_start(server->runtime.loop, err);
+    if (result < 0) {
+        return result;
+    }
+#endif
     return server->config->run ? start_captive(server, err) : 0;
 }
 
@@ -392,6 +399,9 @@ static void co_server_life(void *arg)
     while (result == 0 && !should_stop(server)) {
         co_wait(&server->changed);
     }
+#ifdef QCOWD_BREAK_CONTROL
+    co_break_control_stop();
+#endif
     co_stop_serving(server);
     int closed = co_export_table_close(&server->exports);
     if (result == 0 && closed == 0) {

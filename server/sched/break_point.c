@@ -23,6 +23,7 @@ static const char *const names[BREAK_POINTS] = {
 unsigned break_points_armed;
 static struct point_state states[BREAK_POINTS];
 static bool initialised;
+static bool ended;
 
 static struct point_state *state_of(enum break_point point)
 {
@@ -55,6 +56,9 @@ bool break_point_find(const char *name, enum break_point *point)
 
 void break_point_arm(enum break_point point, unsigned count)
 {
+    if (ended) {
+        return;
+    }
     state_of(point)->armed += count;
     break_points_armed += count;
 }
@@ -72,10 +76,19 @@ void break_point_release(enum break_point point)
     wait_queue_wake_all(&state->requests);
 }
 
+void break_points_end(void)
+{
+    ended = true;
+    for (int i = 0; i < BREAK_POINTS; i++) {
+        break_point_release((enum break_point)i);
+        wait_queue_wake_all(&state_of((enum break_point)i)->tests);
+    }
+}
+
 void co_break_point_await(enum break_point point, unsigned count)
 {
     struct point_state *state = state_of(point);
-    while (state->stopped < count) {
+    while (state->stopped < count && !ended) {
         co_wait(&state->tests);
     }
 }

@@ -30,6 +30,8 @@ void break_point_arm(enum break_point point, unsigned count);
 unsigned break_point_stopped(enum break_point point);
 /* Disarms the point and lets everybody there go on. */
 void break_point_release(enum break_point point);
+/* Releases all points for good: nobody stops, and nobody waits for it, from now on. */
+void break_points_end(void);
 /* Suspends until at least `count` stand there. */
 void co_break_point_await(enum break_point point, unsigned count);
 
