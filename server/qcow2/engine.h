@@ -87,7 +87,8 @@ struct qcow2 {
     struct slice_cache cache;
     struct l1_table l1;
     struct reftable reftable;
-    struct metamap metamap; /* writable images only */
+    struct metamap metamap;         /* writable images only */
+    struct metamap snapshot_tables; /* the L2 tables in it that snapshots name */
     struct alloc alloc;
     struct quarantine quarantine;
     struct commit_state commit;

@@ -298,7 +298,7 @@ static int co_make_table_locked(struct qcow2 *q, uint64_t index)
     l1_set(q, index, l2_descriptor(at));
     if (old & QCOW2_L1_OFFSET) {
         /* The snapshots still refer to it, and it stays in the map of metadata. */
-        quarantine_add(q, host_cluster_index(&q->geo, (host_off){old & QCOW2_L1_OFFSET}), 1);
+        quarantine_add_table(q, host_cluster_index(&q->geo, (host_off){old & QCOW2_L1_OFFSET}));
     }
     return 0;
 }

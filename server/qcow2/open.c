@@ -22,6 +22,7 @@
 #include "qcow2/discard.h"
 #include "qcow2/engine.h"
 #include "qcow2/read.h"
+#include "qcow2/refcount.h"
 #include "qcow2/write.h"
 #include "sched/co.h"
 
@@ -114,6 +115,7 @@ static void layer_free(struct qcow2 *q)
     slice_cache_free(&q->cache);
     quarantine_free(&q->quarantine);
     metamap_free(&q->metamap);
+    metamap_free(&q->snapshot_tables);
     free(q->l1.entries);
     free(q->l1.dirty_sectors);
     free(q->reftable.entries);
@@ -247,6 +249,12 @@ static int add_metadata(struct qcow2 *q, const char *what, uint64_t offset, uint
         if (ret < 0) {
             return err_set(err, ENOMEM, "%s: out of memory for the map of metadata", q->path);
         }
+        if (!refcount_block_exists(q, cluster)) {
+            return err_set(err, EINVAL,
+                           "%s: %s at %#" PRIx64
+                           " has no refcount block: run 'qcowd check' on the image",
+                           q->path, what, cluster << q->geo.cluster_bits);
+        }
         if (ret > 0) {
             return err_set(err, EINVAL,
                            "%s: %s at %#" PRIx64
@@ -270,7 +278,9 @@ static int co_add_snapshot_tables(struct qcow2 *q, const struct snapshot *snapsh
     ret = check_l1_entries(q, entries, snapshot->l1_entries, "snapshot L1", err);
     for (uint64_t i = 0; ret == 0 && i < snapshot->l1_entries; i++) {
         uint64_t offset = entries[i] & QCOW2_L1_OFFSET;
-        if (offset != 0 && metamap_add(&q->metamap, offset >> q->geo.cluster_bits) < 0) {
+        uint64_t cluster = offset >> q->geo.cluster_bits;
+        if (offset != 0 && (metamap_add(&q->metamap, cluster) < 0 ||
+                            metamap_add(&q->snapshot_tables, cluster) < 0)) {
             ret = err_set(err, ENOMEM, "%s: out of memory for the map of metadata", q->path);
         }
     }
@@ -294,6 +304,9 @@ static int co_build_metamap(struct qcow2 *q, struct errtext *err)
         {"snapshot table", header->snapshots_offset.bytes, header->snapshots_len_bytes},
     };
     int ret = metamap_init(&q->metamap);
+    if (ret == 0) {
+        ret = metamap_init(&q->snapshot_tables);
+    }
     if (ret < 0) {
         return err_set(err, ENOMEM, "%s: out of memory for the map of metadata", q->path);
     }

@@ -63,7 +63,7 @@ static bool make_room(struct quarantine *quarantine)
     return true;
 }
 
-void quarantine_add(struct qcow2 *q, uint64_t first, uint64_t count)
+static void add(struct qcow2 *q, uint64_t first, uint64_t count, bool was_table)
 {
     struct quarantine *quarantine = &q->quarantine;
     uint64_t commit = q->commit.started + 1; /* the next snapshot is the first to hold the change */
@@ -71,7 +71,8 @@ void quarantine_add(struct qcow2 *q, uint64_t first, uint64_t count)
 
     if (!quarantine_empty(quarantine)) {
         struct quarantined *last = at(quarantine, quarantine->tail - 1);
-        if (last->commit == commit && last->first + last->count == first) {
+        if (last->commit == commit && last->first + last->count == first &&
+            last->was_table == was_table) {
             last->count += count;
             last->number = number;
             return;
@@ -82,8 +83,19 @@ void quarantine_add(struct qcow2 *q, uint64_t first, uint64_t count)
                     (unsigned long long)count);
         return;
     }
-    *at(quarantine, quarantine->tail) = (struct quarantined){first, count, commit, number};
+    *at(quarantine, quarantine->tail) =
+        (struct quarantined){first, count, commit, number, was_table};
     quarantine->tail++;
+}
+
+void quarantine_add(struct qcow2 *q, uint64_t first, uint64_t count)
+{
+    add(q, first, count, false);
+}
+
+void quarantine_add_table(struct qcow2 *q, uint64_t cluster)
+{
+    add(q, cluster, 1, true);
 }
 
 static bool may_go(const struct qcow2 *q, const struct quarantined *entry)
@@ -105,7 +117,8 @@ static uint64_t merge(struct quarantined *batch, uint64_t count)
     qsort(batch, count, sizeof(*batch), compare_first);
     uint64_t kept = 0;
     for (uint64_t i = 1; i < count; i++) {
-        if (batch[kept].first + batch[kept].count == batch[i].first) {
+        if (batch[kept].first + batch[kept].count == batch[i].first &&
+            batch[kept].was_table == batch[i].was_table) {
             batch[kept].count += batch[i].count;
         } else {
             batch[++kept] = batch[i];
@@ -114,9 +127,35 @@ static uint64_t merge(struct quarantined *batch, uint64_t count)
     return kept + 1;
 }
 
-/* One run of clusters with the same count: punch if this was the last reference, count down. */
-static int co_release_run(struct qcow2 *q, uint64_t first, uint64_t count, uint64_t refcount)
+/*
+ * O10: counts that lie. A cluster that counted 0 may have a new owner by now, a data cluster named
+ * twice may have become a table, and an L2 table may belong to a snapshot that nobody counted.
+ */
+static bool is_damaged(struct qcow2 *q, const struct quarantined *entry, uint64_t first,
+                       uint64_t count, uint64_t refcount)
 {
+    if (refcount == 0) {
+        engine_corrupt(q, "refcount of cluster %#llx is 0, but it was in use",
+                       (unsigned long long)first << q->geo.cluster_bits);
+        return true;
+    }
+    const struct metamap *kept = entry->was_table ? &q->snapshot_tables : &q->metamap;
+    if (refcount == 1 && metamap_first_in(kept, first, count) < first + count) {
+        engine_corrupt(q, "cluster %#llx was freed, but holds metadata",
+                       (unsigned long long)metamap_first_in(kept, first, count)
+                           << q->geo.cluster_bits);
+        return true;
+    }
+    return false;
+}
+
+/* One run of clusters with the same count: punch if this was the last reference, count down. */
+static int co_release_run(struct qcow2 *q, const struct quarantined *entry, uint64_t first,
+                          uint64_t count, uint64_t refcount)
+{
+    if (is_damaged(q, entry, first, count, refcount)) {
+        return 0; /* at worst they leak */
+    }
     bool punched = false;
     if (refcount == 1 && q->options.trim == TRIM_UNMAP) {
         int ret = q->disk->ops->co_punch(q->disk, first << q->geo.cluster_bits,
@@ -135,7 +174,7 @@ static int co_release_run(struct qcow2 *q, uint64_t first, uint64_t count, uint6
     commit_arm_timer(q);
     if (refcount == 1) {
         /* An L2 table that was not shared after all is metadata no longer. */
-        for (uint64_t i = 0; i < count && q->metamap.count > 0; i++) {
+        for (uint64_t i = 0; i < count && entry->was_table; i++) {
             metamap_remove(&q->metamap, first + i);
         }
         alloc_add_free(&q->alloc, first, count, punched);
@@ -162,7 +201,7 @@ static void co_release_entry(struct qcow2 *q, const struct quarantined *entry)
             last += run;
         }
         if (ret == 0) {
-            ret = co_release_run(q, first, last - first, same);
+            ret = co_release_run(q, entry, first, last - first, same);
         }
         if (ret < 0) {
             log_warning("%s: %llu freed clusters at %#llx stay allocated: %s", q->path,

@@ -21,6 +21,7 @@ struct quarantined {
     uint64_t count;
     uint64_t commit; /* released once this many commits have finished */
     uint64_t number; /* and no request older than this is running */
+    bool was_table;  /* an L2 table: in the map of metadata until it is released */
 };
 
 struct quarantine {
@@ -39,6 +40,8 @@ void quarantine_free(struct quarantine *quarantine);
  * mapping change. Cannot fail: without memory the clusters leak, with a log line.
  */
 void quarantine_add(struct qcow2 *q, uint64_t first, uint64_t count);
+/* The same for an L2 table that the active L1 table names no longer. */
+void quarantine_add_table(struct qcow2 *q, uint64_t cluster);
 
 /* Starts releasing in the background if the oldest entry may go. Does not suspend. */
 void quarantine_kick(struct qcow2 *q);

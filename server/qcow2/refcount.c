@@ -38,6 +38,11 @@ static struct place place_of(const struct qcow2 *q, uint64_t cluster)
     return place;
 }
 
+bool refcount_block_exists(const struct qcow2 *q, uint64_t cluster)
+{
+    return place_of(q, cluster).exists;
+}
+
 /* Room in memory for entry `block`; the disk's table follows with the next commit. */
 static int reftable_grow(struct qcow2 *q, uint64_t block)
 {

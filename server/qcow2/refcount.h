@@ -16,6 +16,9 @@
 
 struct qcow2;
 
+/* Whether there is a block that counts `cluster`. Does not suspend. */
+bool refcount_block_exists(const struct qcow2 *q, uint64_t cluster);
+
 /*
  * Claims a prefix of the free clusters [*first, *first + count) by setting their counts from 0
  * to 1. *first moves up past clusters that turned out to be taken, or that became a new refcount
