@@ -172,6 +172,47 @@ uint64_t test_image_append_cluster(struct test_image *image)
     return cluster;
 }
 
+/* Counts one more reference and says so where it is named. */
+static void share(struct test_image *image, uint64_t entry_at)
+{
+    uint64_t entry = test_image_get(image, entry_at);
+    uint64_t cluster = (entry & QCOW2_L2_OFFSET) >> image->geo.cluster_bits;
+    test_image_set_refcount(image, cluster, test_image_refcount(image, cluster) + 1);
+    test_image_put(image, entry_at, entry & ~QCOW2_COPIED);
+}
+
+void test_image_add_snapshot(struct test_image *image)
+{
+    assert(image->geo.refcount_max > 1);
+    uint64_t l1 = test_image_append_cluster(image);
+    uint64_t table = test_image_append_cluster(image);
+    test_image_set_refcount(image, l1, 1);
+    test_image_set_refcount(image, table, 1);
+
+    uint64_t clusters = div_round_up(image->geo.size_bytes, image->geo.cluster_bytes);
+    for (uint64_t i = 0; i < clusters; i++) {
+        uint64_t at = test_image_l2_at(image, i);
+        if (test_image_get(image, at) & QCOW2_COPIED) {
+            share(image, at);
+        }
+    }
+    share(image, test_image_l1_at(image, 0));
+    test_image_put(image, l1 << image->geo.cluster_bits,
+                   test_image_get(image, test_image_l1_at(image, 0)));
+
+    uint8_t *entry = image->bytes + (table << image->geo.cluster_bits);
+    put_be64(entry, l1 << image->geo.cluster_bits);
+    put_be32(entry + 8, 1);   /* L1 entries */
+    put_be16(entry + 12, 1);  /* length of the ID */
+    put_be16(entry + 14, 4);  /* of the name */
+    put_be32(entry + 36, 16); /* extra data: size of the VM state, of the disk */
+    put_be64(entry + 48, image->geo.size_bytes);
+    memcpy(entry + 56, "1", 1);
+    memcpy(entry + 57, "once", 4);
+    put_be32(header_of(image)->nb_snapshots.bytes, 1);
+    put_be64(header_of(image)->snapshots_offset.bytes, table << image->geo.cluster_bits);
+}
+
 /*
  * Damages.
  */

@@ -48,6 +48,12 @@ void test_image_set_refcount(struct test_image *image, uint64_t cluster, uint64_
 /* Makes the file longer by one cluster of zeroes; returns its index. */
 uint64_t test_image_append_cluster(struct test_image *image);
 
+/*
+ * Takes a snapshot, as the format says: a second L1 table that shares the L2 table, all counts up,
+ * no COPIED left. Refcounts must be wider than one bit.
+ */
+void test_image_add_snapshot(struct test_image *image);
+
 enum verdict { VERDICT_CLEAN, VERDICT_LEAKS, VERDICT_CORRUPT };
 
 struct damage {
