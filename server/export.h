@@ -12,6 +12,7 @@
 struct export_table {
     struct nbd_export *exports;
     unsigned count;
+    struct image *logged; /* the one whose writes are logged, NULL if there is none */
 };
 
 /* Opens the image that the command line names. On failure nothing is open. May suspend. */

@@ -32,6 +32,7 @@ const char options_help[] =
     "  -r, --read-only             refuse writes; the image is opened read-only\n"
     "      --discard unmap|ignore  give trimmed space back to the host (default), or keep it\n"
     "      --cache writeback|none  use the host's page cache (default), or bypass it\n"
+    "      --log-writes FILE       log every guest write in FILE, in dm-log-writes format\n"
     "      --shutdown-timeout N    when stopping, cut clients that hold on after N seconds (10)\n"
     "\n"
     "create\n"
@@ -62,6 +63,7 @@ enum long_only {
     OPTION_RUN = 256,
     OPTION_DISCARD,
     OPTION_CACHE,
+    OPTION_LOG_WRITES,
     OPTION_SHUTDOWN_TIMEOUT,
     OPTION_REPAIR,
     OPTION_JSON
@@ -85,6 +87,7 @@ static const struct option serve_options[] = {
     {"read-only", no_argument, NULL, 'r'},
     {"discard", required_argument, NULL, OPTION_DISCARD},
     {"cache", required_argument, NULL, OPTION_CACHE},
+    {"log-writes", required_argument, NULL, OPTION_LOG_WRITES},
     {"shutdown-timeout", required_argument, NULL, OPTION_SHUTDOWN_TIMEOUT},
     COMMON_OPTIONS,
 };
@@ -258,6 +261,12 @@ static int take_serve_option(struct config *config, int letter, char *value, str
         return 0;
     case OPTION_DISCARD:
         return take_discard(serve, value, err);
+    case OPTION_LOG_WRITES:
+        if (*value == '\0') {
+            return refuse_value("--log-writes", value, "the path of a file to make", err);
+        }
+        serve->log_writes = value;
+        return 0;
     case OPTION_SHUTDOWN_TIMEOUT:
         return parse_shutdown_timeout(value, &serve->shutdown_timeout_ms, err);
     default:
@@ -344,6 +353,10 @@ static int finish_serve(struct config *config, char **operands, int count, struc
     }
     if (serve->stdio && serve->run) {
         return err_set(err, EINVAL, "--stdio and --run cannot be combined: drop one of them");
+    }
+    if (serve->log_writes && serve->read_only) {
+        return err_set(err, EINVAL,
+                       "--log-writes and --read-only cannot be combined: there are no writes");
     }
     if (!serve->stdio && !serve->unix_path && !serve->run) {
         serve->tcp = true;

@@ -37,6 +37,7 @@ struct serve_config {
     bool read_only;
     bool direct;
     enum trim_policy trim;
+    const char *log_writes;       /* NULL: writes are not logged */
     uint32_t shutdown_timeout_ms; /* clients that do not let go are cut after this long */
 };
 

@@ -26,6 +26,7 @@
 #include "break_control.h"
 #include "captive.h"
 #include "export.h"
+#include "filter/logged.h"
 #include "io/net.h"
 #include "listen.h"
 #include "runtime.h"
@@ -69,6 +70,8 @@ struct server {
     bool draining;
     struct wait_queue changed; /* stop_signals, stdio_done, captive */
     struct group cutters;
+    unsigned marks; /* SIGUSR1 so far */
+    struct group markers;
     int exit_status;
 };
 
@@ -114,12 +117,40 @@ static void cut_clients(struct server *server)
     }
 }
 
+static void co_mark_log(void *arg)
+{
+    struct server *server = arg;
+    char text[32];
+    snprintf(text, sizeof(text), "sigusr1-%u", ++server->marks);
+    int result = co_logged_mark(server->exports.logged, text);
+    if (result == 0) {
+        log_info("SIGUSR1: marked the log of writes with %s", text);
+    }
+    group_leave(&server->markers);
+}
+
+static void mark_log(struct server *server)
+{
+    if (!server->exports.logged) {
+        log_warning("SIGUSR1: there is no log of writes to mark");
+        return;
+    }
+    group_enter(&server->markers);
+    if (coro_spawn(co_mark_log, server, "mark the log") < 0) {
+        group_leave(&server->markers);
+        log_error("SIGUSR1: out of memory, the log of writes is not marked");
+    }
+}
+
 static void on_signal(void *arg, int signal_number)
 {
     struct server *server = arg;
     switch (signal_number) {
     case SIGHUP:
         log_info("SIGHUP: nothing to reload, going on");
+        return;
+    case SIGUSR1:
+        mark_log(server);
         return;
     case SIGCHLD:
         captive_reap(&server->captive);
@@ -157,6 +188,7 @@ static int watch_signals(struct server *server)
     sigaddset(&watched, SIGTERM);
     sigaddset(&watched, SIGINT);
     sigaddset(&watched, SIGHUP);
+    sigaddset(&watched, SIGUSR1);
     sigaddset(&watched, SIGCHLD);
     /* An inherited "ignore" would reap the command of --run behind our back. */
     signal(SIGCHLD, SIG_DFL);
@@ -403,6 +435,7 @@ static void co_server_life(void *arg)
     co_break_control_stop();
 #endif
     co_stop_serving(server);
+    co_group_wait(&server->markers);
     int closed = co_export_table_close(&server->exports);
     if (result == 0 && closed == 0) {
         server->exit_status = server->config->run ? server->captive.exit_status : EXIT_SUCCESS;
@@ -432,6 +465,7 @@ int serve(const char *image, const struct serve_config *config)
     server->exit_status = EXIT_FAILURE;
     wait_queue_init(&server->changed);
     group_init(&server->cutters);
+    group_init(&server->markers);
     raise_descriptor_limit();
     if (runtime_start(&server->runtime, &err) < 0) {
         log_error("%s", err.text);

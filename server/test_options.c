@@ -68,6 +68,7 @@ START_TEST(test_serve_defaults)
     ck_assert(!line.config.serve.direct);
     ck_assert_int_eq((int)line.config.serve.trim, (int)TRIM_UNMAP);
     ck_assert_uint_eq(line.config.serve.shutdown_timeout_ms, 10000);
+    ck_assert_ptr_null(line.config.serve.log_writes);
     ck_assert_int_eq((int)line.config.log_level, (int)LOG_LEVEL_WARNING);
 }
 END_TEST
@@ -89,6 +90,8 @@ START_TEST(test_serve_all_options)
     ck_assert_int_eq((int)serve->trim, (int)TRIM_IGNORE);
     ck_assert_int_eq((int)line.config.log_level, (int)LOG_LEVEL_INFO);
     ck_assert_str_eq(line.config.image, "disk");
+    expect_ok("--log-writes|log|disk"); /* not with -r */
+    ck_assert_str_eq(line.config.serve.log_writes, "log");
 }
 END_TEST
 
@@ -136,6 +139,8 @@ START_TEST(test_serve_refusals)
     expect_refused("--unix=s|-Z|disk", "'-Z'");
     expect_refused("--discard|maybe|disk", "unmap or ignore");
     expect_refused("--cache|writethrough|disk", "writeback or none");
+    expect_refused("--log-writes||disk", "--log-writes");
+    expect_refused("--log-writes|log|-r|disk", "--read-only");
     expect_refused("--shutdown-timeout|3601|disk", "0 to 3600");
     expect_refused("--shutdown-timeout|-1|disk", "0 to 3600");
     expect_refused("--shutdown-timeout|1.5|disk", "0 to 3600");

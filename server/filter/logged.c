@@ -14,6 +14,8 @@
 #define SECTOR WRITELOG_SECTOR_BYTES
 /* What a failed request left behind is read and logged in pieces of this size. */
 #define READ_BACK_BYTES (256U * 1024U)
+/* Zeroing and trimming are done and logged in pieces of this size. */
+#define PIECE_BYTES ((uint64_t)WRITELOG_ZEROES_SECTORS * SECTOR)
 
 struct logged_image {
     struct image image;
@@ -166,7 +168,7 @@ static int co_log_piece_as_it_is(struct logged_image *logged, uint64_t start, ui
 
 static bool nothing_was_changed(int failure)
 {
-    return failure == -ENOTSUP || failure == -EROFS || failure == -ESHUTDOWN;
+    return failure == -ENOTSUP || failure == -EROFS;
 }
 
 /* After a failed request: whatever its range holds now. Returns the failure. */
@@ -239,8 +241,13 @@ static int co_logged_write(struct image *image, uint64_t offset, const void *buf
     return co_end(logged, hold, result, flags);
 }
 
-static int co_zero_or_trim(struct logged_image *logged, uint64_t offset, uint64_t len, bool trim,
-                           unsigned flags)
+struct zero_request {
+    bool trim;
+    unsigned flags;
+};
+
+static int co_zero_piece(struct logged_image *logged, uint64_t offset, uint64_t len,
+                         const struct zero_request *request)
 {
     const struct image_ops *ops = logged->inner->ops;
     struct hold *hold;
@@ -249,29 +256,56 @@ static int co_zero_or_trim(struct logged_image *logged, uint64_t offset, uint64_
     if (result < 0) {
         return result;
     }
-    result = trim ? ops->co_trim(logged->inner, offset, len, flags)
-                  : ops->co_zero(logged->inner, offset, len, flags);
+    result = request->trim ? ops->co_trim(logged->inner, offset, len, request->flags)
+                           : ops->co_zero(logged->inner, offset, len, request->flags);
     if (result < 0) {
         result = co_log_failed(logged, offset, len, result);
     } else {
-        result = co_log_zeroed(logged, offset, len, trim, flags);
+        result = co_log_zeroed(logged, offset, len, request->trim, request->flags);
     }
-    return co_end(logged, hold, result, flags);
+    return co_end(logged, hold, result, request->flags);
+}
+
+/*
+ * In pieces, as image.h promises: those who want another part of a long range do not wait for all
+ * of it, and when the image is to be closed it ends after the piece at hand. What must be fast is
+ * done whole, because it must be refused whole.
+ */
+static int co_zero_or_trim(struct logged_image *logged, uint64_t offset, uint64_t len,
+                           const struct zero_request *request)
+{
+    uint64_t unit = request->flags & IMAGE_FAST_ZERO ? UINT64_C(1) << 63 : PIECE_BYTES;
+    uint64_t end = offset + len;
+
+    while (offset < end) {
+        uint64_t piece = MIN_OF(end - offset, unit - (offset & (unit - 1)));
+        int result = co_zero_piece(logged, offset, piece, request);
+        if (result < 0) {
+            return result;
+        }
+        offset += piece;
+        if (offset < end && logged->image.ending) {
+            return -ESHUTDOWN; /* O9 */
+        }
+    }
+    return 0;
 }
 
 static int co_logged_zero(struct image *image, uint64_t offset, uint64_t len, unsigned flags)
 {
-    return co_zero_or_trim(logged_of(image), offset, len, false, flags);
+    struct zero_request request = {.trim = false, .flags = flags};
+    return co_zero_or_trim(logged_of(image), offset, len, &request);
 }
 
 static int co_logged_trim(struct image *image, uint64_t offset, uint64_t len, unsigned flags)
 {
     struct logged_image *logged = logged_of(image);
+    struct zero_request request = {.trim = true, .flags = flags};
 
     if (logged->trim_ignored) {
         return logged->inner->ops->co_trim(logged->inner, offset, len, flags);
     }
-    return co_zero_or_trim(logged, offset, len, true, flags);
+    return co_zero_or_trim(logged, offset, len, &request);
 }
 
 /* The image is flushed even when the log is broken; but then nobody is told that all is well. */

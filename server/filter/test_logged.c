@@ -458,6 +458,56 @@ START_TEST(only_conflicts_wait)
 }
 END_TEST
 
+/* Long ranges: another image, of which only the head is kept. */
+
+static int co_count_zero(struct image *image, uint64_t offset, uint64_t len, unsigned flags)
+{
+    (void)offset;
+    (void)flags;
+    co_delay(slow_of(image));
+    slow_of(image)->changes++;
+    ck_assert_uint_le(len, flags & IMAGE_FAST_ZERO ? UINT64_MAX : 32U << 20);
+    return 0;
+}
+
+static const struct image_ops long_ops = {
+    .co_read = co_slow_read,
+    .co_zero = co_count_zero,
+    .co_trim = co_count_zero,
+    .co_close = co_slow_close,
+};
+
+static void co_zero_long(struct scene *s)
+{
+    s->result = s->image->ops->co_zero(s->image, 1U << 20, 1U << 30, 0);
+}
+
+static void co_zero_long_fast(struct scene *s)
+{
+    s->result = s->image->ops->co_zero(s->image, 1U << 20, 1U << 30, IMAGE_FAST_ZERO);
+}
+
+START_TEST(long_ranges_are_worked_off_in_pieces)
+{
+    scene_begin(1, 2ULL << 30, false);
+    scene->slow.image.ops = &long_ops;
+    in_coroutine(co_zero_long);
+    ck_assert_int_eq(scene->result, 0);
+    ck_assert_uint_eq(scene->slow.changes, 33);
+    in_coroutine(co_zero_long_fast);
+    ck_assert_int_eq(scene->result, 0);
+    ck_assert_uint_eq(scene->slow.changes, 34);
+
+    scene->image->ending = true;
+    in_coroutine(co_zero_long);
+    ck_assert_int_eq(scene->result, -ESHUTDOWN);
+    ck_assert_uint_eq(scene->slow.changes, 35);
+    in_coroutine(co_close);
+    ck_assert_int_eq(scene->result, 0);
+    scene_end();
+}
+END_TEST
+
 /* --- what is logged ------------------------------------------------------------------------- */
 
 static void co_one_of_each(struct scene *s)
@@ -632,6 +682,7 @@ int main(void)
     tcase_add_loop_test(tcase, replay_equals_an_image_of_odd_size, 0, 8);
     tcase_add_loop_test(tcase, a_flush_follows_what_was_acknowledged, 0, 5);
     tcase_add_test(tcase, only_conflicts_wait);
+    tcase_add_test(tcase, long_ranges_are_worked_off_in_pieces);
     tcase_add_test(tcase, requests_become_these_entries);
     tcase_add_test(tcase, an_ignored_trim_is_not_logged);
     tcase_add_test(tcase, a_broken_log_ends_all_writing);
