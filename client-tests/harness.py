@@ -215,7 +215,7 @@ class Client:
         elif kind == "read":
             data = bytearray(length)
             oracle.reads.add(began)
-            handle.aio_pread(nbd.Buffer.from_buffer(data), place,
+            handle.aio_pread(data, place,
                              lambda error: self.has_read(first, data, began, error))
         else:
             changes = kind != "trim" or oracle.trims_count
@@ -226,7 +226,7 @@ class Client:
 
             if kind == "write":
                 data = b"".join([stamp(sector, version) for sector in range(first, first + count)])
-                handle.aio_pwrite(nbd.Buffer.from_bytearray(data), place, answered, flags)
+                handle.aio_pwrite(data, place, answered, flags)
             elif kind == "trim":
                 handle.aio_trim(length, place, answered, flags)
             else:
