@@ -409,7 +409,10 @@ static int co_read_header(struct qcow2 *q, bool writable, struct errtext *err)
 static int layer_init(struct qcow2 *q, struct errtext *err)
 {
     uint32_t capacity = slice_cache_capacity(q->geo.slice_bytes, q->options.cache_bytes);
-    uint64_t file_clusters = div_round_up(q->disk->size_bytes, q->geo.cluster_bytes);
+    /* A file can grow to the end of its last cluster, a block device cannot. */
+    uint64_t file_clusters = q->disk->is_block_device
+                                 ? q->disk->size_bytes >> q->geo.cluster_bits
+                                 : div_round_up(q->disk->size_bytes, q->geo.cluster_bytes);
 
     alloc_init(&q->alloc, file_clusters, !q->disk->is_block_device);
     quarantine_init(&q->quarantine);

@@ -295,6 +295,9 @@ int co_refcount_scan(struct qcow2 *q, uint64_t cluster,
 
     if (!place.exists) {
         *next = (place.block + 1) * q->geo.refblock_entries;
+        if (q->disk->is_block_device) {
+            found(q, cluster, *next - cluster);
+        }
         return 0;
     }
     *next = cluster + place.remaining;

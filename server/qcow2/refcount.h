@@ -43,7 +43,9 @@ int co_refcount_run(struct qcow2 *q, uint64_t cluster, uint64_t count, uint64_t 
 /*
  * Finds free runs in the one cached slice that describes `cluster`: calls found() for each run of
  * clusters with count 0 between `cluster` and the slice's end. *next is the first cluster behind
- * the slice. Regions without a refcount block yield nothing. May suspend before the first call of
+ * the slice. Regions without a refcount block
+ * yield nothing in a file, which is longer than what it counts only when somebody made it so; on a
+ * block device all of the region is free. May suspend before the first call of
  * found(), never after.
  */
 int co_refcount_scan(struct qcow2 *q, uint64_t cluster,
