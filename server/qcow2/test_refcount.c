@@ -84,6 +84,7 @@ static void co_new_blocks(struct rig *rig)
 
     /* A run ends where the next block would have to be made, and goes over one that is there. */
     co_claim(rig, region + 60, 10, region + 60, 4);
+    ck_assert(!refcount_block_exists(q, region + 64));
     co_claim(rig, region + 64, 1, region + 65, 0);
     co_claim(rig, region + 50, 30, region + 50, 10);
     int ret = co_refcount_down(q, region + 50, 14);
