@@ -40,6 +40,9 @@
 /* Zeroing less than this is cheaper by writing than by fallocate. */
 #define ZERO_BY_WRITING_BYTES (16 * KIB)
 #define ZEROES_BYTES          65536U
+/* How long a lock that somebody holds is waited for. */
+#define LOCK_PATIENCE_NS (500ULL * 1000 * 1000)
+#define LOCK_RETRY_NS    (20ULL * 1000 * 1000)
 /* Entries of a transfer that goes on in the middle of its buffers. */
 #define WINDOW_ENTRIES 32
 /* Highest offset of a file less what rounding outward may add. */
@@ -691,15 +694,31 @@ static int learn(struct disk_real *d, const struct stat *st, const char *name, s
     return 0;
 }
 
-static int set_up(struct disk_real *d, unsigned flags, const struct stat *st, const char *name,
-                  struct errtext *err)
+/*
+ * A server that was killed holds its locks for some milliseconds more, until the kernel has torn
+ * down its ring: who restarts it at once should not be told that somebody has the image.
+ */
+static int co_take_lock(struct world *world, struct disk_real *d, const char *name,
+                        struct errtext *err)
+{
+    uint64_t give_up_ns = world_now_ns(world) + LOCK_PATIENCE_NS;
+    int ret = filelock_take(d->fd, name, d->base.writable, err);
+    while (ret == -EAGAIN && world_now_ns(world) < give_up_ns) {
+        co_sleep_ns(world, LOCK_RETRY_NS);
+        ret = filelock_take(d->fd, name, d->base.writable, err);
+    }
+    return ret;
+}
+
+static int co_set_up(struct world *world, struct disk_real *d, unsigned flags,
+                     const struct stat *st, const char *name, struct errtext *err)
 {
     int ret = learn(d, st, name, err);
     if (ret == 0) {
         ret = set_mode(d, name, flags, err);
     }
     if (ret == 0 && !(flags & DISK_NO_LOCK)) {
-        ret = filelock_take(d->fd, name, d->base.writable, err);
+        ret = co_take_lock(world, d, name, err);
     }
     return ret;
 }
