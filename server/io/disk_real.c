@@ -747,7 +747,10 @@ int co_disk_real_open(struct world *world, struct loop *loop, unsigned *open_dis
     d->name_unsynced = (flags & DISK_CREATE) != 0;
     d->fd = open_plain(path, name, flags, &st, err);
 
-    int ret = d->fd < 0 ? d->fd : set_up(d, flags, &st, name, err);
+    int ret = d->fd < 0 ? d->fd : 0;
+    if (ret == 0) {
+        ret = co_set_up(world, d, flags, &st, name, err);
+    }
     if (ret < 0) {
         if (d->fd >= 0 && (flags & DISK_CREATE)) {
             (void)unlink(path);
