@@ -33,6 +33,7 @@ struct slow_image {
     unsigned fail_percent; /* of the changing requests, after doing a part of them */
     uint64_t stall_offset; /* writes here do not end while stalled */
     bool stalled;
+    bool flush_fails;
     unsigned changes; /* that reached the image */
 };
 
@@ -112,7 +113,7 @@ static int co_slow_trim(struct image *image, uint64_t offset, uint64_t len, unsi
 static int co_slow_flush(struct image *image)
 {
     co_delay(slow_of(image));
-    return 0;
+    return slow_of(image)->flush_fails ? -EIO : 0;
 }
 
 static int co_slow_extents(struct image *image, uint64_t offset, uint64_t len,
@@ -573,6 +574,27 @@ START_TEST(requests_become_these_entries)
 }
 END_TEST
 
+static void co_flush_once(struct scene *s)
+{
+    s->result = s->image->ops->co_flush(s->image);
+}
+
+START_TEST(a_failed_flush_is_not_logged)
+{
+    static const struct expected_entry expected[] = {
+        {0, 0, LOGGED_MARK, "start"},
+        {0, 0, LOGGED_MARK, "stop"},
+    };
+    scene_begin(1, DISK_BYTES, false);
+    scene->slow.flush_fails = true;
+    in_coroutine(co_flush_once);
+    ck_assert_int_eq(scene->result, -EIO);
+    in_coroutine(co_close);
+    expect_entries(expected, ARRAY_LEN(expected));
+    scene_end();
+}
+END_TEST
+
 static void co_trim_only(struct scene *s)
 {
     int result = s->image->ops->co_trim(s->image, 0, 1024, IMAGE_FUA);
@@ -684,6 +706,7 @@ int main(void)
     tcase_add_test(tcase, only_conflicts_wait);
     tcase_add_test(tcase, long_ranges_are_worked_off_in_pieces);
     tcase_add_test(tcase, requests_become_these_entries);
+    tcase_add_test(tcase, a_failed_flush_is_not_logged);
     tcase_add_test(tcase, an_ignored_trim_is_not_logged);
     tcase_add_test(tcase, a_broken_log_ends_all_writing);
     tcase_add_loop_test(tcase, a_log_that_fails_among_many_leaves_nobody_waiting, 0, 8);
