@@ -263,12 +263,45 @@ int co_alloc(struct qcow2 *q, uint64_t count, uint64_t *first, uint64_t *got, bo
     }
 }
 
+/*
+ * Gives refcount blocks to those regions of a reserved run that have none. They stand outside of
+ * the run: a block inside would cut it, and no run longer than a region could ever be had.
+ */
+static int co_prepare_counts(struct qcow2 *q, uint64_t first, uint64_t count)
+{
+    uint64_t end = first + count;
+    for (uint64_t at = first; at < end; at = round_up_to(at + 1, q->geo.refblock_entries)) {
+        uint64_t block, got;
+        bool reads_zero;
+        if (refcount_block_exists(q, at)) {
+            continue;
+        }
+        int ret = co_alloc(q, 1, &block, &got, &reads_zero);
+        if (ret < 0) {
+            return ret;
+        }
+        ret = co_refcount_place_block(q, at, block);
+        if (ret < 0) {
+            co_alloc_undo(q, block, 1);
+        }
+        if (ret < 0 && ret != -EEXIST) {
+            return ret;
+        }
+    }
+    return 0;
+}
+
 int co_alloc_contiguous(struct qcow2 *q, uint64_t count, uint64_t *first)
 {
     for (;;) {
         struct free_run taken;
         int ret = co_reserve_at_end(q, count, &taken);
         if (ret < 0) {
+            return ret;
+        }
+        ret = co_prepare_counts(q, taken.first, count);
+        if (ret < 0) {
+            give_back(&q->alloc, &taken, taken.first);
             return ret;
         }
         uint64_t start = taken.first;
@@ -279,7 +312,7 @@ int co_alloc_contiguous(struct qcow2 *q, uint64_t count, uint64_t *first)
             return 0;
         }
         if (ret == 0) {
-            /* A new refcount block stood in the way: it will not the next time. */
+            /* Something that was counted already stood in the way: go on behind it. */
             give_back(&q->alloc, &taken, start + claimed);
             co_alloc_undo(q, start, claimed);
         } else if (ret != -ENOSPC || start < taken.first + taken.count) {

@@ -2,6 +2,8 @@
 /*
  * A refcount block for a region that has none is placed inside that region, at the first cluster
  * that is claimed there: all of the region is free then, so the block can always count itself.
+ * Only where a run must not be cut by one (a refcount table that is longer than a region) it stands
+ * elsewhere.
  */
 #include "qcow2/refcount.h"
 
@@ -85,12 +87,31 @@ static void reftable_set(struct qcow2 *q, uint64_t block, uint64_t offset)
     }
 }
 
-/* Makes cluster `at` the refcount block of its own region. Call with reftable.lock held. */
-static int co_make_block_locked(struct qcow2 *q, uint64_t at)
+/* A block that stands in the region that it counts counts itself. */
+static int count_block_itself(struct qcow2 *q, uint64_t at, host_off block_at)
 {
-    struct place place = place_of(q, at);
+    uint64_t in_block = at % q->geo.refblock_entries;
+    host_off slice_at = {block_at.bytes + in_block / q->geo.slice_refcounts * q->geo.slice_bytes};
+    struct slice *slice;
+    int ret = slice_create_zeroed(&q->cache, SLICE_REFCOUNT, slice_at, &slice);
+    if (ret == 0) {
+        ret = slice_modify(&q->cache, slice);
+    }
+    if (ret == 0) {
+        refcount_set(q->geo.refcount_order, slice->bytes, in_block % q->geo.slice_refcounts, 1);
+    }
+    return ret;
+}
+
+/*
+ * Makes cluster `at` the refcount block of the region of `counted`. Call with reftable.lock held.
+ * -EEXIST: somebody made one while this one waited for the lock.
+ */
+static int co_make_block_locked(struct qcow2 *q, uint64_t counted, uint64_t at)
+{
+    struct place place = place_of(q, counted);
     if (place.exists) {
-        return 0; /* somebody made it while this one waited for the lock */
+        return -EEXIST;
     }
     int ret = reftable_grow(q, place.block);
     if (ret < 0) {
@@ -108,21 +129,23 @@ static int co_make_block_locked(struct qcow2 *q, uint64_t at)
     }
     assert(ret == 0);
     slice_forget_range(&q->cache, block_at, q->geo.cluster_bytes);
-
-    uint64_t in_block = at % q->geo.refblock_entries;
-    host_off slice_at = {block_at.bytes + in_block / q->geo.slice_refcounts * q->geo.slice_bytes};
-    struct slice *slice;
-    ret = slice_create_zeroed(&q->cache, SLICE_REFCOUNT, slice_at, &slice);
-    if (ret == 0) {
-        ret = slice_modify(&q->cache, slice);
+    if (at / q->geo.refblock_entries == place.block) {
+        ret = count_block_itself(q, at, block_at);
+        if (ret < 0) {
+            metamap_remove(&q->metamap, at);
+            return ret;
+        }
     }
-    if (ret < 0) {
-        metamap_remove(&q->metamap, at);
-        return ret;
-    }
-    refcount_set(q->geo.refcount_order, slice->bytes, in_block % q->geo.slice_refcounts, 1);
     reftable_set(q, place.block, block_at.bytes);
     return 0;
+}
+
+int co_refcount_place_block(struct qcow2 *q, uint64_t counted, uint64_t at)
+{
+    co_mutex_lock(&q->reftable.lock);
+    int ret = co_make_block_locked(q, counted, at);
+    co_mutex_unlock(&q->reftable.lock);
+    return ret;
 }
 
 /*
@@ -181,10 +204,8 @@ int co_refcount_claim(struct qcow2 *q, uint64_t *first, uint64_t count, uint64_t
                 start = ++at;
                 continue;
             }
-            co_mutex_lock(&q->reftable.lock);
-            ret = co_make_block_locked(q, at);
-            co_mutex_unlock(&q->reftable.lock);
-            if (ret < 0) {
+            ret = co_refcount_place_block(q, at, at);
+            if (ret < 0 && ret != -EEXIST) {
                 break;
             }
             /* If it stands at `at`, the claim below sees its count and moves past it. */

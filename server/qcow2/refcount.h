@@ -28,6 +28,13 @@ bool refcount_block_exists(const struct qcow2 *q, uint64_t cluster);
 int co_refcount_claim(struct qcow2 *q, uint64_t *first, uint64_t count, uint64_t *claimed);
 
 /*
+ * Makes `at`, a cluster that the caller has allocated (or that is free, in the region of `counted`
+ * itself), the refcount block of the region of `counted`. -EEXIST: it has one; `at` is unchanged.
+ * Other errors as above. May suspend.
+ */
+int co_refcount_place_block(struct qcow2 *q, uint64_t counted, uint64_t at);
+
+/*
  * Counts [first, first + count) down by one each. Errors leave the rest of the range counted (a
  * leak, logged by the caller). A count that is 0 already is damage: logged, skipped. May suspend.
  */

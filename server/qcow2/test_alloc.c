@@ -207,7 +207,18 @@ START_TEST(beyond_what_an_entry_can_name)
 }
 END_TEST
 
-/* All of it or nothing, past a new refcount block and past what is taken. */
+static void co_check_counted_once(struct qcow2 *q, uint64_t first, uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t refcount, same;
+        int ret = co_refcount_run(q, first + i, 1, &refcount, &same);
+        ck_assert_int_eq(ret, 0);
+        ck_assert_uint_eq(refcount, 1);
+    }
+    ck_assert_uint_eq(metamap_first_in(&q->metamap, first, count), first + count);
+}
+
+/* All of it or nothing, over regions without a refcount block and past what is taken. */
 static void co_contiguous(struct rig *rig)
 {
     struct qcow2 *q = rig->q;
@@ -216,13 +227,11 @@ static void co_contiguous(struct rig *rig)
     q->alloc.append_next = border - 3;
     int ret = co_alloc_contiguous(q, 10, &first);
     ck_assert_int_eq(ret, 0);
-    ck_assert_uint_gt(first, border); /* its block stands at the border */
-    for (uint64_t i = 0; i < 10; i++) {
-        uint64_t count, same;
-        ret = co_refcount_run(q, first + i, 1, &count, &same);
-        ck_assert_int_eq(ret, 0);
-        ck_assert_uint_eq(count, 1);
-    }
+    ck_assert_uint_eq(first, border - 3); /* the new blocks stand elsewhere */
+    co_check_counted_once(q, first, 10);
+    ret = co_alloc_contiguous(q, 200, &first); /* more than three blocks count */
+    ck_assert_int_eq(ret, 0);
+    co_check_counted_once(q, first, 200);
     /* Counted past the end of the file, by whomever. */
     uint64_t taken = q->alloc.append_next + 2;
     ret = co_refcount_claim(q, &taken, 1, &claimed);
