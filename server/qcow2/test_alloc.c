@@ -44,9 +44,11 @@ START_TEST(runs_merge_and_never_overlap)
     EXPECT(&alloc, {5, 40, false}, {45, 1, true});
     alloc_add_free(&alloc, 10, 20, true); /* what is known is known */
     EXPECT(&alloc, {5, 40, false}, {45, 1, true});
+    alloc_add_free(&alloc, 4, 1, true);
+    EXPECT(&alloc, {4, 1, true}, {5, 40, false}, {45, 1, true});
     alloc_add_free(&alloc, 47, 1, true);
     alloc_add_free(&alloc, 46, 1, true);
-    EXPECT(&alloc, {5, 40, false}, {45, 3, true});
+    EXPECT(&alloc, {4, 1, true}, {5, 40, false}, {45, 3, true});
 }
 END_TEST
 

@@ -165,6 +165,9 @@ static void partial(struct test_image *image)
 {
     test_image_put(image, test_image_l2_at(image, 0) + 8, 6ULL << 32 | 1);
     test_image_put(image, test_image_l2_at(image, 2) + 8, 0xffff);
+    test_image_put(image, test_image_l2_at(image, 13) + 8, ~0ULL << 32);
+    test_image_put(image, test_image_l2_at(image, 14) + 8, 0xffffULL << 32);
+    test_image_put(image, test_image_l2_at(image, 15) + 8, ~0ULL << 32);
 }
 
 static void co_subclusters(struct rig *rig)
@@ -175,6 +178,7 @@ static void co_subclusters(struct rig *rig)
     expect_mapping(rig, 3 * 512, 1 << 20, MAPPING_UNALLOCATED, 16384 - 3 * 512);
     expect_mapping(rig, 16384, 1 << 20, MAPPING_DATA, 16384 + 8192);
     expect_mapping(rig, 2 * 16384 + 8192, 1 << 20, MAPPING_UNALLOCATED, 8192);
+    expect_mapping(rig, 13 * 16384, 1 << 20, MAPPING_ZERO, 16384 + 8192);
     co_rig_expect(rig, 0, 512, 1);
     co_rig_expect(rig, 512, 16384 - 512, 0);
     /* A write fills its subclusters, and keeps the flags of the others. */
