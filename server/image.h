@@ -82,7 +82,8 @@ struct image_ops {
     int (*co_zero)(struct image *image, uint64_t offset, uint64_t len, unsigned flags);
     /* The range reads as zeroes after, and its space goes back to the host. flags: IMAGE_FUA. */
     int (*co_trim)(struct image *image, uint64_t offset, uint64_t len, unsigned flags);
-    /* Everything that completed before the call is durable when it returns 0 (O4). */
+    /* Everything that completed before the call is durable when it returns 0 (O4). -ENOSPC: it is
+     * not, for want of room for metadata; nothing is lost, and asking again is right. */
     int (*co_flush)(struct image *image);
     /*
      * Describes the range from its start, as far as the list has room, at least one extent. The sum

@@ -122,9 +122,25 @@ static uint64_t reftable_disk_entries(const struct qcow2 *q)
     return ((uint64_t)q->header.reftable_clusters << q->geo.cluster_bits) / 8;
 }
 
+/* Clusters for a table of the size wanted, their space on the host allocated. */
+static int co_alloc_table(struct qcow2 *q, uint64_t clusters, uint64_t *first)
+{
+    int ret = co_alloc_contiguous(q, clusters, first);
+    if (ret < 0) {
+        return ret;
+    }
+    ret = q->disk->ops->co_zero(q->disk, *first << q->geo.cluster_bits,
+                                clusters << q->geo.cluster_bits);
+    if (ret < 0) {
+        co_alloc_undo(q, *first, clusters);
+    }
+    return ret;
+}
+
 /*
  * Finds a new place for a refcount table that has outgrown its old one. Allocating may make the
- * table grow again (the clusters need counts, too), hence the loop.
+ * table grow again (the clusters need counts, too), hence the loop. Nothing is lost when it fails:
+ * a full disk fails this commit alone, and the next one tries again.
  */
 static int co_place_reftable(struct qcow2 *q, struct snapshot_pieces *pieces)
 {
@@ -132,7 +148,7 @@ static int co_place_reftable(struct qcow2 *q, struct snapshot_pieces *pieces)
         uint64_t entries = q->reftable.count + q->reftable.count / 2;
         uint64_t clusters = div_round_up(entries * 8, q->geo.cluster_bytes);
         uint64_t first;
-        int ret = co_alloc_contiguous(q, clusters, &first);
+        int ret = co_alloc_table(q, clusters, &first);
         if (ret < 0) {
             return ret;
         }
@@ -264,6 +280,9 @@ static int co_commit_tables(struct qcow2 *q)
     struct snapshot_pieces pieces = {0};
 
     int ret = co_place_reftable(q, &pieces);
+    if (ret == -ENOSPC) {
+        return ret;
+    }
     if (ret < 0) {
         return engine_fail(q, -ret, "placing a larger refcount table");
     }
@@ -311,7 +330,10 @@ static int co_commit_mode(struct qcow2 *q, bool counts_too)
         if (q->commit.running) {
             co_wait(&q->commit.done);
         } else {
-            co_run_commit(q, counts_too);
+            int ret = co_run_commit(q, counts_too);
+            if (ret == -ENOSPC) {
+                return ret;
+            }
         }
     }
     return q->failed ? -EIO : 0;
@@ -356,7 +378,10 @@ static void co_timed_commit(void *arg)
 {
     struct qcow2 *q = arg;
     if (!q->failed && !q->closing) {
-        co_commit_mode(q, true); /* a failure is logged and kept where it happens */
+        /* A failure for good is logged and kept where it happens. */
+        if (co_commit_mode(q, true) == -ENOSPC) {
+            commit_arm_timer(q);
+        }
     }
     group_leave(&q->background);
 }

@@ -149,7 +149,7 @@ static void co_move(struct rig *rig)
     while (*script == 'z') {
         script++;
     }
-    ck_assert_str_eq(script, "tRFTFHF21F");
+    ck_assert_str_eq(script, "RFTFHF21F");
     ck_assert_uint_ne(rig->q->header.reftable_offset.bytes, old.bytes);
     co_rig_close(rig);
     co_rig_open(rig);
@@ -203,7 +203,6 @@ static const struct failing_step {
     unsigned skip;
     const char *says;
 } failing_steps[] = {
-    {RIG_TRUNCATE, 0, 0, "extending the file"},
     {RIG_WRITE, RIG_REFBLOCK, 0, "writing refcount blocks"},
     {RIG_WRITE, RIG_REFBLOCK, 3, "writing refcount blocks"},
     {RIG_FLUSH, 0, 0, "fsync"},
@@ -217,6 +216,52 @@ static const struct failing_step {
     {RIG_WRITE, RIG_L1, 1, "writing the L1 table"},
     {RIG_FLUSH, 0, 3, "fsync"},
 };
+
+/* A file that cannot be extended over what was reserved. */
+static void co_failing_extension(struct rig *rig)
+{
+    co_rig_write(rig, 0, 100, 7);
+    rig_fail(rig, RIG_TRUNCATE, 0, 0, -EIO);
+    int ret = rig->image->ops->co_flush(rig->image);
+    ck_assert_int_eq(ret, -EIO);
+    ck_assert_msg(rig_logged(rig, "extending the file"), "%s", rig->log);
+    rig->fail_with = 0;
+    ret = co_rig_end(rig);
+    ck_assert_int_eq(ret, -EIO);
+}
+
+START_TEST(file_that_cannot_grow_ends_all_changes)
+{
+    struct rig rig;
+    small_blocks(&rig);
+    rig_run(&rig, co_failing_extension);
+    rig_free(&rig);
+}
+END_TEST
+
+/* No room for a larger refcount table fails that flush alone, and the next one tries again. */
+static void co_no_room_for_table(struct rig *rig)
+{
+    co_outgrow(rig);
+    rig_fail(rig, RIG_ZERO, 0, 0, -ENOSPC);
+    int ret = rig->image->ops->co_flush(rig->image);
+    ck_assert_int_eq(ret, -ENOSPC);
+    rig->fail_with = 0;
+    co_rig_flush(rig);
+    co_rig_close(rig);
+    co_rig_open(rig);
+    co_rig_expect(rig, 0, 4 * MIB, 7);
+}
+
+START_TEST(no_room_for_a_larger_table_fails_one_flush)
+{
+    struct rig rig;
+    small_blocks(&rig);
+    rig.options.cache_bytes = 4 * MIB;
+    rig_run(&rig, co_no_room_for_table);
+    rig_free(&rig);
+}
+END_TEST
 
 static void co_failing(struct rig *rig)
 {
@@ -386,6 +431,8 @@ int main(void)
     Suite *suite = suite_create("commit");
     TCase *tcase = tcase_create("commit");
     tcase_set_timeout(tcase, 60);
+    tcase_add_test(tcase, file_that_cannot_grow_ends_all_changes);
+    tcase_add_test(tcase, no_room_for_a_larger_table_fails_one_flush);
     tcase_add_test(tcase, waves_come_in_order);
     tcase_add_test(tcase, clean_mapping_is_one_fsync);
     tcase_add_test(tcase, timer_commits_what_nobody_flushes);
