@@ -42,7 +42,7 @@
 #define COLOUR_BYTES 192U
 #define HEAD_BYTES   (sizeof(struct coro) + COLOURS * COLOUR_BYTES + 64U)
 
-enum coro_state { CORO_READY, CORO_RUNNING, CORO_SUSPENDED, CORO_FINISHED };
+enum coro_state { CORO_READY, CORO_RUNNING, CORO_CALLING, CORO_SUSPENDED, CORO_FINISHED };
 
 struct coro {
     struct context context;
@@ -59,8 +59,16 @@ struct coro {
     unsigned valgrind_id;
 };
 
+/* What a coroutine has the driver's stack call for it. */
+struct driver_call {
+    void (*fn)(void *arg);
+    void *arg;
+    struct coro *caller;
+};
+
 struct scheduler {
-    struct coro *running; /* NULL on the driver's stack */
+    struct coro *running;     /* NULL on the driver's stack */
+    struct driver_call *call; /* from the caller's switch until fn has returned */
     struct coro *ready_first;
     struct coro *ready_last;
     unsigned resumptions_left;
@@ -275,16 +283,43 @@ void coro_wake(struct coro *coro)
     push_ready(&coro_scheduler, coro);
 }
 
+void coro_call_on_driver(void (*fn)(void *arg), void *arg)
+{
+    struct scheduler *scheduler = &coro_scheduler;
+    struct coro *self = scheduler->running;
+    if (!self) {
+        fn(arg);
+        return;
+    }
+    struct driver_call call = {.fn = fn, .arg = arg, .caller = self};
+    scheduler->call = &call;
+    self->state = CORO_CALLING;
+    switch_to(scheduler, NULL, false);
+}
+
+/* The driver has the processor because a coroutine wants a call: makes it, and goes back there. */
+static void serve_calls(struct scheduler *scheduler)
+{
+    while (scheduler->call) {
+        struct driver_call *call = scheduler->call;
+        call->fn(call->arg);
+        scheduler->call = NULL;
+        call->caller->state = CORO_RUNNING;
+        switch_to(scheduler, call->caller, false);
+    }
+}
+
 bool coro_run_some(unsigned most)
 {
     struct scheduler *scheduler = &coro_scheduler;
-    assert(!scheduler->running && most > 0);
+    assert(!scheduler->running && !scheduler->call && most > 0);
     scheduler->resumptions_left = most;
     struct coro *first = take_ready(scheduler);
     if (!first) {
         return false;
     }
     switch_to(scheduler, first, false);
+    serve_calls(scheduler);
     return true;
 }
 

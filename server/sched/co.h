@@ -11,7 +11,8 @@
  * nothing read before it may be trusted (O7).
  *
  * Stacks are mmap'ed with a guard page below, kept in a pool, and announced to ASan and valgrind.
- * Stack size: LIMIT_COROUTINE_STACK_BYTES; inflate, deflate and TLS go to workers instead.
+ * Stack size: LIMIT_COROUTINE_STACK_BYTES. What needs more (inflate, deflate, TLS) goes to workers,
+ * or for what is short to the driver's stack.
  */
 #ifndef QCOWD_SCHED_CO_H
 #define QCOWD_SCHED_CO_H
@@ -49,6 +50,13 @@ void coro_wake(struct coro *coro);
  * driver's stack only. Returns whether any ran.
  */
 bool coro_run_ready(void);
+
+/*
+ * Calls fn(arg) on the driver's stack, which is a thread's full-size one, and returns when fn has.
+ * Nothing else runs meanwhile: it is a call, not a suspension, and costs two switches. fn must not
+ * suspend nor run coroutines. On the driver's own stack it just calls fn.
+ */
+void coro_call_on_driver(void (*fn)(void *arg), void *arg);
 
 /*
  * As coro_run_ready(), but comes back after `most` resumptions (> 0), so that coroutines that keep

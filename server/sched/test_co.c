@@ -427,6 +427,67 @@ static void yield_many(void *arg)
     }
 }
 
+struct large_frame {
+    uintptr_t caller_frame;
+    uintptr_t frame;
+    struct coro *self;
+    unsigned calls;
+};
+
+/* More than a coroutine's whole stack, sanitized or not. */
+static void use_much_stack(void *arg)
+{
+    struct large_frame *large = arg;
+    volatile char frame[6 * LIMIT_COROUTINE_STACK_BYTES];
+    for (size_t i = 0; i < sizeof(frame); i += 512) {
+        frame[i] = (char)i;
+    }
+    large->frame = (uintptr_t)&frame[sizeof(frame) - 1];
+    large->self = coro_self();
+    large->calls++;
+    trace_add('d');
+}
+
+static void call_on_driver_twice(void *arg)
+{
+    struct large_frame *large = arg;
+    struct coro *self = coro_self();
+    char here;
+    large->caller_frame = (uintptr_t)&here;
+    for (int i = 0; i < 2; i++) {
+        trace_add('(');
+        coro_call_on_driver(use_much_stack, large);
+        trace_add(')');
+        ck_assert_ptr_eq(coro_self(), self);
+        ck_assert_ptr_null(large->self);
+        co_yield ();
+    }
+}
+
+START_TEST(test_call_on_the_drivers_stack)
+{
+    struct large_frame large = {.calls = 0};
+    char other = 'o';
+    char here;
+    trace_clear();
+    ck_assert_int_eq(coro_spawn(call_on_driver_twice, &large, "caller"), 0);
+    ck_assert_int_eq(coro_spawn(letter_and_yield, &other, "o"), 0);
+    ck_assert(coro_run_ready());
+    /* Nobody else runs within a call. */
+    ck_assert_str_eq(trace, "(d)o(d)oo");
+    ck_assert_uint_eq(large.calls, 2);
+    uintptr_t distance = (uintptr_t)&here - large.frame;
+    ck_assert_uint_lt(distance, 1U << 20);
+    uintptr_t from_caller = large.frame - large.caller_frame;
+    ck_assert(from_caller > (1U << 20) && 0 - from_caller > (1U << 20));
+
+    use_much_stack(&large);
+    coro_call_on_driver(use_much_stack, &large); /* from the driver itself */
+    ck_assert_uint_eq(large.calls, 4);
+    ck_assert_uint_eq(coro_live_count(), 0);
+}
+END_TEST
+
 static void return_at_once(void *arg)
 {
     ++*(unsigned *)arg;
@@ -438,6 +499,13 @@ static void suspend_many(void *arg)
     *self = coro_self();
     for (unsigned i = 0; i < BENCH_ROUNDS; i++) {
         co_suspend();
+    }
+}
+
+static void call_many(void *arg)
+{
+    for (unsigned i = 0; i < BENCH_ROUNDS; i++) {
+        coro_call_on_driver(return_at_once, arg);
     }
 }
 
@@ -462,6 +530,13 @@ START_TEST(test_cost)
     }
     printf("wake, driver to coroutine and back: %.1f ns\n",
            (seconds_now() - start) * 1e9 / BENCH_ROUNDS);
+
+    count = 0;
+    ck_assert_int_eq(coro_spawn(call_many, &count, "bench"), 0);
+    start = seconds_now();
+    coro_run_ready();
+    printf("call on the driver's stack: %.1f ns\n", (seconds_now() - start) * 1e9 / BENCH_ROUNDS);
+    ck_assert_uint_eq(count, BENCH_ROUNDS);
 
     count = 0;
     start = seconds_now();
@@ -501,6 +576,7 @@ int main(void)
     tcase_add_test(tcase, test_floating_point_control_is_kept);
     tcase_add_test(tcase, test_first_frame_is_aligned);
     tcase_add_test(tcase, test_each_thread_has_its_own);
+    tcase_add_test(tcase, test_call_on_the_drivers_stack);
     tcase_add_test(tcase, test_cost);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
