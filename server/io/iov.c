@@ -16,6 +16,21 @@ uint64_t iov_total_bytes(const struct iovec *iov, int iov_count)
     return total;
 }
 
+void iov_advance(struct iovec **iov, int *iov_count, size_t done_bytes)
+{
+    while (*iov_count > 0 && done_bytes >= (*iov)->iov_len) {
+        done_bytes -= (*iov)->iov_len;
+        (*iov)++;
+        (*iov_count)--;
+    }
+    if (*iov_count > 0) {
+        (*iov)->iov_base = (char *)(*iov)->iov_base + done_bytes;
+        (*iov)->iov_len -= done_bytes;
+    } else {
+        assert(done_bytes == 0);
+    }
+}
+
 int iov_window(const struct iovec *iov, int iov_count, uint64_t skip_bytes, struct iovec *window,
                int capacity, size_t max_bytes, size_t *bytes)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * Scattered buffers as one run of bytes: length, a window into the middle, copying and zeroing.
- * None of these changes the iovec array it is given.
+ * Only iov_advance() changes the iovec array it is given.
  */
 #ifndef QCOWD_IO_IOV_H
 #define QCOWD_IO_IOV_H
@@ -11,6 +11,12 @@
 #include <sys/uio.h>
 
 uint64_t iov_total_bytes(const struct iovec *iov, int iov_count);
+
+/*
+ * Drops the first done_bytes, and empty entries in front of what is left: *iov_count is 0 when
+ * nothing is. Asserts that they are there.
+ */
+void iov_advance(struct iovec **iov, int *iov_count, size_t done_bytes);
 
 /*
  * Describes the bytes from `skip_bytes` on, as many as fit into `capacity` entries and max_bytes.

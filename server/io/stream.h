@@ -26,6 +26,11 @@ struct stream_ops {
      */
     int (*co_send)(struct stream *stream, struct iovec *iov, int iov_count, bool more);
     /*
+     * Ends receiving: what waits in co_recv, and every later call, returns what has come already or
+     * the end of the stream. Sending goes on. Does not suspend; may be called more than once.
+     */
+    void (*end_recv)(struct stream *stream);
+    /*
      * Ends both directions at once: what waits in co_recv or co_send returns -ESHUTDOWN (or end of
      * stream). Does not suspend; may be called more than once.
      */
@@ -41,6 +46,8 @@ struct stream {
     const struct stream_ops *ops;
     /* Who it is, for logs: "unix", "127.0.0.1:40312", "stdio". Lives as long as the stream. */
     const char *peer;
+    /* Who it has proved to be (io/tls.h); NULL: nobody has asked. Lives as long as the stream. */
+    const char *identity;
 };
 
 /* Receives exactly len bytes: 0; -ENODATA at a clean end before the first byte; -ECONNRESET at an

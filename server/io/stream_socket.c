@@ -27,6 +27,7 @@
 #include <unistd.h>
 
 #include "base/check.h"
+#include "io/iov.h"
 #include "sched/loop.h"
 
 /* What is thrown away at most of a peer's last bytes, so that closing does not reset a connection
@@ -41,6 +42,7 @@ struct fd_stream {
     bool in_is_socket;
     bool out_is_socket;
     bool aborted;
+    bool recv_ended;
     bool data_likely; /* the last receive filled its buffer */
     /* What abort() has to cancel; on the stack of who waits. */
     struct loop_op *receiving;
@@ -78,7 +80,7 @@ static ssize_t co_fd_recv(struct stream *stream, void *buf, size_t len)
     struct fd_stream *s = to_fd_stream(stream);
 
     len = MIN_OF(len, (size_t)INT_MAX);
-    if (s->in_is_socket && s->data_likely && !s->aborted) {
+    if (s->in_is_socket && s->data_likely && !s->aborted && !s->recv_ended) {
         ssize_t got = recv(s->in_fd, buf, len, MSG_DONTWAIT);
         if (got >= 0) {
             s->data_likely = (size_t)got == len;
@@ -91,6 +93,9 @@ static ssize_t co_fd_recv(struct stream *stream, void *buf, size_t len)
     for (;;) {
         if (s->aborted) {
             return -ESHUTDOWN;
+        }
+        if (s->recv_ended) {
+            return 0;
         }
         struct io_uring_sqe *sqe = loop_sqe(s->loop);
         if (s->in_is_socket) {
@@ -106,6 +111,9 @@ static ssize_t co_fd_recv(struct stream *stream, void *buf, size_t len)
         if (s->aborted) {
             return -ESHUTDOWN;
         }
+        if (s->recv_ended) {
+            return 0;
+        }
         if (got == -EAGAIN) {
             /* The descriptor was handed to us in non-blocking mode. */
             got = co_poll(s, s->in_fd, POLLIN, &s->receiving);
@@ -113,22 +121,6 @@ static ssize_t co_fd_recv(struct stream *stream, void *buf, size_t len)
         if (got < 0 && got != -EINTR && got != -EAGAIN) {
             return got;
         }
-    }
-}
-
-/* Drops the first `done` bytes. */
-static void iov_advance(struct iovec **iov, int *iov_count, size_t done)
-{
-    while (*iov_count > 0 && done >= (*iov)->iov_len) {
-        done -= (*iov)->iov_len;
-        (*iov)++;
-        (*iov_count)--;
-    }
-    if (*iov_count > 0) {
-        (*iov)->iov_base = (char *)(*iov)->iov_base + done;
-        (*iov)->iov_len -= done;
-    } else {
-        assert(done == 0);
     }
 }
 
@@ -206,6 +198,16 @@ static void fd_abort(struct stream *stream)
     }
 }
 
+static void fd_end_recv(struct stream *stream)
+{
+    struct fd_stream *s = to_fd_stream(stream);
+
+    s->recv_ended = true;
+    if (s->receiving && !s->receiving->done) {
+        loop_cancel(s->loop, s->receiving);
+    }
+}
+
 static void fd_stream_free(struct fd_stream *s)
 {
     close(s->in_fd);
@@ -238,6 +240,7 @@ static void co_fd_close(struct stream *stream)
 static const struct stream_ops fd_stream_ops = {
     .co_recv = co_fd_recv,
     .co_send = co_fd_send,
+    .end_recv = fd_end_recv,
     .abort = fd_abort,
     .co_close = co_fd_close,
 };
