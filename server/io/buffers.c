@@ -13,25 +13,7 @@
 
 #include "base/check.h"
 #include "base/limits.h"
-
-#if defined(__SANITIZE_ADDRESS__)
-#define BUFFERS_POISON 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define BUFFERS_POISON 1
-#endif
-#endif
-
-#ifdef BUFFERS_POISON
-/* Of the sanitizer's run-time library. */
-void __asan_poison_memory_region(void const volatile *address, size_t len);
-void __asan_unpoison_memory_region(void const volatile *address, size_t len);
-#define POISON(address, len)   __asan_poison_memory_region((address), (len))
-#define UNPOISON(address, len) __asan_unpoison_memory_region((address), (len))
-#else
-#define POISON(address, len)   ((void)(address), (void)(len))
-#define UNPOISON(address, len) ((void)(address), (void)(len))
-#endif
+#include "base/poison.h"
 
 /* 4 KiB ... 64 MiB; larger ones are not pooled. */
 #define CLASS_COUNT 15U

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * A chained hash over the cached slices, and one list for each state that needs walking. Bytes are
- * allocated per slice and handed from an evicted slice to the next one.
+ * A chained hash over the cached slices, and one list for each state that needs walking. Bytes
+ * come from slabs, which grow with what is in use at the same time and live as long as the cache.
  */
 #include "qcow2/slices.h"
 
@@ -11,6 +11,11 @@
 #include <string.h>
 #include <sys/uio.h>
 
+#include "base/check.h"
+#include "base/poison.h"
+
+/* Bytes of so many slices are allocated at once: alone, each would cost a page more. */
+#define SLAB_SLICES 64U
 /* Neighbouring slices written by one call. */
 #define WRITE_RUN_MAX 64
 
@@ -83,10 +88,68 @@ static void hash_remove(struct slice_cache *cache, struct slice *slice)
     cache->count--;
 }
 
-static void slice_free(struct slice *slice)
+static int grow_slabs(struct slice_cache *cache)
 {
-    free(slice->bytes);
-    free(slice->committing_bytes);
+    size_t count = cache->slab_count + (size_t)1;
+    uint8_t **slabs = realloc(cache->slabs, count * sizeof(*slabs));
+    if (!slabs) {
+        return -ENOMEM;
+    }
+    cache->slabs = slabs;
+    uint8_t **spare = realloc(cache->spare, count * SLAB_SLICES * sizeof(*spare));
+    if (!spare) {
+        return -ENOMEM;
+    }
+    cache->spare = spare;
+    /* Page-sized slices may go to O_DIRECT files without a bounce. */
+    size_t slab_bytes = (size_t)SLAB_SLICES * cache->slice_bytes;
+    uint8_t *slab = aligned_alloc(cache->slice_bytes, slab_bytes);
+    if (!slab) {
+        return -ENOMEM;
+    }
+    POISON(slab, slab_bytes);
+    cache->slabs[cache->slab_count++] = slab;
+    for (uint32_t i = SLAB_SLICES; i > 0; i--) {
+        cache->spare[cache->spare_count++] = slab + (size_t)(i - 1) * cache->slice_bytes;
+    }
+    return 0;
+}
+
+static uint8_t *bytes_get(struct slice_cache *cache)
+{
+    if (cache->spare_count == 0 && grow_slabs(cache) < 0) {
+        return NULL;
+    }
+    uint8_t *bytes = cache->spare[--cache->spare_count];
+    UNPOISON(bytes, cache->slice_bytes);
+    return bytes;
+}
+
+static void bytes_put(struct slice_cache *cache, uint8_t *bytes)
+{
+    if (bytes) {
+        POISON(bytes, cache->slice_bytes);
+        cache->spare[cache->spare_count++] = bytes;
+    }
+}
+
+static void free_slabs(struct slice_cache *cache)
+{
+    assert(cache->spare_count == cache->slab_count * SLAB_SLICES);
+    for (uint32_t i = 0; i < cache->slab_count; i++) {
+        UNPOISON(cache->slabs[i], (size_t)SLAB_SLICES * cache->slice_bytes);
+        free(cache->slabs[i]);
+    }
+    free(cache->slabs);
+    free(cache->spare);
+    cache->slabs = NULL;
+    cache->spare = NULL;
+}
+
+static void slice_free(struct slice_cache *cache, struct slice *slice)
+{
+    bytes_put(cache, slice->bytes);
+    bytes_put(cache, slice->committing_bytes);
     free(slice);
 }
 
@@ -97,7 +160,7 @@ static void drop_list(struct slice_cache *cache, struct list *list)
         struct slice *slice = list_entry(node, struct slice, link);
         assert(!slice->loading);
         hash_remove(cache, slice);
-        slice_free(slice);
+        slice_free(cache, slice);
     }
 }
 
@@ -112,6 +175,7 @@ void slice_cache_free(struct slice_cache *cache)
         drop_list(cache, &cache->committing[kind]);
     }
     assert(cache->count == 0);
+    free_slabs(cache);
     free(cache->buckets);
     cache->buckets = NULL;
 }
@@ -143,7 +207,7 @@ static struct slice *slice_new(struct slice_cache *cache, enum slice_kind kind, 
             break;
         }
         if (slice) {
-            slice_free(slice);
+            slice_free(cache, slice);
         }
         slice = evicted;
     }
@@ -152,8 +216,8 @@ static struct slice *slice_new(struct slice_cache *cache, enum slice_kind kind, 
         if (!slice) {
             return NULL;
         }
-        /* Page-sized buffers may go to O_DIRECT files without a bounce. */
-        if (posix_memalign((void **)&slice->bytes, cache->slice_bytes, cache->slice_bytes) != 0) {
+        slice->bytes = bytes_get(cache);
+        if (!slice->bytes) {
             free(slice);
             return NULL;
         }
@@ -188,7 +252,7 @@ static int co_load(struct slice_cache *cache, struct slice *slice)
     wait_queue_wake_all(&slice->loaded);
     if (ret < 0) {
         hash_remove(cache, slice);
-        slice_free(slice);
+        slice_free(cache, slice);
         return ret;
     }
     list_push_back(&cache->clean, &slice->link);
@@ -247,8 +311,8 @@ int slice_modify(struct slice_cache *cache, struct slice *slice)
         return 0;
     }
     if (slice->committing) {
-        uint8_t *fresh;
-        if (posix_memalign((void **)&fresh, cache->slice_bytes, cache->slice_bytes) != 0) {
+        uint8_t *fresh = bytes_get(cache);
+        if (!fresh) {
             return -ENOMEM;
         }
         memcpy(fresh, slice->bytes, cache->slice_bytes);
@@ -272,7 +336,7 @@ void slice_forget_range(struct slice_cache *cache, host_off start, uint64_t len_
         if (slice && !slice->loading && !slice->dirty && !slice->committing) {
             list_remove(&slice->link);
             hash_remove(cache, slice);
-            slice_free(slice);
+            slice_free(cache, slice);
         }
     }
 }
@@ -324,7 +388,7 @@ static struct slice **sorted_committing(struct slice_cache *cache, enum slice_ki
 static void commit_done(struct slice_cache *cache, struct slice *slice)
 {
     slice->committing = false;
-    free(slice->committing_bytes);
+    bytes_put(cache, slice->committing_bytes);
     slice->committing_bytes = NULL;
     list_remove(&slice->link);
     list_push_back(slice->dirty ? &cache->dirty[slice->kind] : &cache->clean, &slice->link);

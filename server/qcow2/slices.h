@@ -50,6 +50,11 @@ struct slice_cache {
     struct list clean; /* coldest first */
     struct list dirty[SLICE_KINDS];
     struct list committing[SLICE_KINDS];
+    /* Memory for the bytes of slices. */
+    uint8_t **slabs;
+    uint32_t slab_count;
+    uint8_t **spare; /* parts of slabs that nobody uses; room for all of them */
+    uint32_t spare_count;
 };
 
 /* Slices that fit into a budget, their bookkeeping included; at least 32. */
