@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "io/buffers.h"
 #include "qcow2/compress.h"
 #include "qcow2/engine.h"
 #include "qcow2/map.h"
@@ -109,7 +110,7 @@ static int co_inflate(struct qcow2 *q, uint64_t descriptor, uint8_t *out)
     uint64_t len_bytes;
 
     compressed_place(&q->geo, descriptor, &start, &len_bytes);
-    uint8_t *in = malloc(len_bytes);
+    uint8_t *in = buffer_get(len_bytes);
     if (!in) {
         return -ENOMEM;
     }
@@ -122,7 +123,7 @@ static int co_inflate(struct qcow2 *q, uint64_t descriptor, uint8_t *out)
                               (unsigned long long)start.bytes);
         }
     }
-    free(in);
+    buffer_put(in, len_bytes);
     return ret;
 }
 

@@ -8,9 +8,9 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <stdlib.h>
 #include <sys/uio.h>
 
+#include "io/buffers.h"
 #include "qcow2/alloc.h"
 #include "qcow2/commit.h"
 #include "qcow2/engine.h"
@@ -82,8 +82,8 @@ struct padding {
 static void padding_free(struct qcow2 *q, struct padding *padding)
 {
     budget_give(&q->copy_bytes, padding->head_len + padding->tail_len);
-    free(padding->head);
-    free(padding->tail);
+    buffer_put(padding->head, padding->head_len);
+    buffer_put(padding->tail, padding->tail_len);
 }
 
 /*
@@ -120,9 +120,9 @@ static int co_padding_fill(struct qcow2 *q, guest_off data, size_t len, bool rea
     co_budget_take(&q->copy_bytes, head_len + tail_len);
     padding->head_len = head_len;
     padding->tail_len = tail_len;
-    padding->head = malloc(MAX_OF(head_len, 1U));
-    padding->tail = malloc(MAX_OF(tail_len, 1U));
-    if (!padding->head || !padding->tail) {
+    padding->head = head_len > 0 ? buffer_get(head_len) : NULL;
+    padding->tail = tail_len > 0 ? buffer_get(tail_len) : NULL;
+    if ((head_len > 0 && !padding->head) || (tail_len > 0 && !padding->tail)) {
         return -ENOMEM;
     }
     if (head_len > 0) {
