@@ -349,7 +349,8 @@ START_TEST(any_extended_bytes_decode_to_something_safe)
             state ^= state << 13;
             state ^= state >> 7;
             state ^= state << 17;
-            bytes[i] = state >> 63 ? 0 : (uint8_t)(state >> (round % 5 * 8));
+            uint8_t byte = (uint8_t)(state >> (round % 5 * 8));
+            bytes[i] = state >> 63 ? 0 : byte;
         }
         put_be32(bytes, NBD_EXTENDED_REQUEST_MAGIC);
         if (round % 2) {
