@@ -12,6 +12,7 @@ Times are time.monotonic_ns(): other programs on this machine, like the recorder
 note the same clock.
 """
 
+import ctypes
 import errno
 import os
 import random
@@ -356,6 +357,11 @@ def run(*command, allowed=(0,)):
     return result
 
 
+def end_with_parent():
+    """In a child: a test that is killed leaves no server behind."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 class Server:
     """qcowd on a Unix socket; its words go to a file, so that it never waits for us to read."""
 
@@ -366,7 +372,7 @@ class Server:
                         errors="replace")
         self.process = subprocess.Popen([QCOWD, "-U", self.path, *options, image],
                                         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                        stderr=self.log)
+                                        stderr=self.log, preexec_fn=end_with_parent)
         deadline = time.monotonic() + TIMEOUT_S
         while not os.path.exists(self.path):
             if self.process.poll() is not None:
