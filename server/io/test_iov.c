@@ -8,6 +8,7 @@
 
 #define TOTAL 10U
 
+static const char digits[] = "0123456789";
 static char bytes[TOTAL];
 static struct iovec scattered[5];
 
@@ -16,7 +17,7 @@ static void setup(void)
 {
     static const size_t lengths[] = {3, 0, 1, 4, 2};
     size_t at = 0;
-    memcpy(bytes, "0123456789", TOTAL);
+    memcpy(bytes, digits, TOTAL);
     for (int i = 0; i < 5; i++) {
         scattered[i] = (struct iovec){bytes + at, lengths[i]};
         at += lengths[i];
@@ -37,8 +38,7 @@ START_TEST(windows)
                 ck_assert_uint_eq(iov_total_bytes(window, used), len);
                 uint64_t at = skip;
                 for (int i = 0; i < used; i++) {
-                    ck_assert_int_eq(
-                        memcmp(window[i].iov_base, "0123456789" + at, window[i].iov_len), 0);
+                    ck_assert_int_eq(memcmp(window[i].iov_base, digits + at, window[i].iov_len), 0);
                     at += window[i].iov_len;
                 }
                 if (capacity == 5 && skip < TOTAL) {
@@ -58,7 +58,7 @@ START_TEST(copies)
             char out[TOTAL + 1] = "..........";
             setup();
             iov_copy_out(scattered, 5, at, out, len);
-            ck_assert_int_eq(memcmp(out, "0123456789" + at, len), 0);
+            ck_assert_int_eq(memcmp(out, digits + at, len), 0);
             ck_assert_int_eq(memcmp(out + len, "..........", TOTAL - len), 0);
 
             char want[TOTAL];
