@@ -21,6 +21,7 @@
 #include "qcow2/create.h"
 #include "qcow2/header.h"
 #include "sched/co.h"
+#include "simulator/network.h"
 
 #define IMAGE_NAME "disk.qcow2"
 #define BASE_NAME  "base.qcow2"
@@ -30,6 +31,10 @@
 #define STEPS_MAX 4000000U
 /* The value of the raw backing file's bytes. */
 #define RAW_VALUE 1U
+/* One life in so many goes over the network. */
+#define NETWORK_LIFE_EVERY 3U
+/* The world's own streams have the numbers below. */
+#define NETWORK_RANDOM_STREAM 5U
 
 void run_fail(const struct run *run, const char *format, ...)
 {
@@ -469,10 +474,22 @@ static void draw_power_cut(struct run *run)
     }
 }
 
+static void run_clients(struct run *run, bool over_network)
+{
+    if (over_network) {
+        network_start(run);
+    } else {
+        workload_start(run, &run->image, 1);
+    }
+    run_tasks(run);
+}
+
 /* Whether the life ended with everything in order. */
 static bool live(struct run *run)
 {
+    bool over_network = sim_rng_below(&run->network, NETWORK_LIFE_EVERY) == 0;
     run->statistics->lives++;
+    run->statistics->network_lives += over_network;
     draw_faults(run);
     draw_power_cut(run);
     struct call opened = run_open(run, IMAGE_NAME, false);
@@ -482,18 +499,16 @@ static bool live(struct run *run)
         }
         return false;
     }
-    workload_start(run);
-    run_tasks(run);
-    if (run->life.may_enospc && below(run, 2)) {
+    run_clients(run, over_network);
+    if (run->life.may_enospc && below(run, 2) && !run->life.hung_up) {
         /* There is room again: everything works, as if nothing had been. */
         run_trace(run, "---- room again");
         sim_set_space(run->world, 0);
         sim_set_faults(run->world, &(struct sim_faults){0});
         run->life.room_since = oracle_flush_begin(run->oracle);
         if (!sim_crashed(run->world)) {
-            workload_start(run);
+            run_clients(run, over_network);
         }
-        run_tasks(run);
     }
     struct call closed = run_close(run);
     if (sim_crashed(run->world)) {
@@ -662,6 +677,8 @@ void run_seed(struct run *run)
     }
     sim_set_trace(run->world, run->trace, run->trace_arg);
     log_set_sink(log_to_trace, run);
+    sim_rng_init(&run->network, run->seed, NETWORK_RANDOM_STREAM);
+    group_init(&run->clients);
     no_faults(run);
     plan_draw(run);
     if (run->trace) {

@@ -3,6 +3,9 @@
  * One seed, one run: an image of some format, and a few lives of it. A life is open, many clients
  * at once, close; it ends well or with a power cut at any moment, opening and closing included.
  * After each life the image is checked and read back, and the next one goes on from there.
+ *
+ * In most lives the clients call the image; in the others they speak NBD with a server that does
+ * (network.h).
  */
 #ifndef QCOWD_SIMULATOR_RUN_H
 #define QCOWD_SIMULATOR_RUN_H
@@ -12,6 +15,8 @@
 
 #include "image.h"
 #include "io/sim.h"
+#include "io/sim_random.h"
+#include "sched/sync.h"
 #include "simulator/dress.h"
 #include "simulator/oracle.h"
 #include "simulator/workload.h"
@@ -27,6 +32,10 @@ struct run_statistics {
     uint64_t leaky_images; /* after a power cut */
     uint64_t disk_operations;
     uint64_t requests_by_kind[REQUEST_KINDS];
+    uint64_t network_lives;
+    uint64_t connections;
+    uint64_t drains;
+    uint64_t vanished_clients; /* connections that broke off */
 };
 
 /* What the life at hand may see fail. */
@@ -36,6 +45,7 @@ struct life {
     bool flush_fails;     /* a failed fsync must stick (O8) */
     uint64_t stuck_since; /* the moment at which a flush had failed; UINT64_MAX: none did */
     uint64_t room_since;  /* the moment from which there is room again; UINT64_MAX: not yet */
+    bool hung_up;         /* clients or the server: requests may go unanswered or be refused */
 };
 
 struct run {
@@ -47,9 +57,11 @@ struct run {
     struct oracle *snapshot_oracle; /* what the snapshot holds; NULL without one */
     struct plan plan;
     struct life life;
-    unsigned tasks;        /* coroutines of the run that have not returned */
-    uint64_t steps_to_cut; /* until the power cut; 0: none is due */
-    uint64_t known_leaks;  /* left by power cuts, and not repaired */
+    struct sim_rng network; /* what connections draw; others are not shifted by it */
+    struct group clients;   /* of the workload */
+    unsigned tasks;         /* coroutines of the run that have not returned */
+    uint64_t steps_to_cut;  /* until the power cut; 0: none is due */
+    uint64_t known_leaks;   /* left by power cuts, and not repaired */
     uint64_t requests;
     uint32_t last_value;
     const char *dump_directory; /* where images are left for other judges; NULL: nowhere */

@@ -165,7 +165,10 @@ static void print_statistics(const struct run_statistics *statistics, uint64_t f
     for (unsigned i = 0; i < REQUEST_KINDS; i++) {
         printf(" %" PRIu64 " %s", statistics->requests_by_kind[i], kinds[i]);
     }
-    printf("\n");
+    printf("\n%" PRIu64 " lives over the network: %" PRIu64 " connections (%" PRIu64
+           " broken off), %" PRIu64 " drains\n",
+           statistics->network_lives, statistics->connections, statistics->vanished_clients,
+           statistics->drains);
 }
 
 static int run_all(const struct settings *settings)

@@ -147,6 +147,7 @@ void plan_describe(const struct plan *plan, char *text, unsigned long text_bytes
 }
 
 struct request {
+    struct image *image;
     enum request_kind kind;
     uint64_t number;
     uint64_t offset;
@@ -175,7 +176,7 @@ static enum request_kind draw_kind(struct run *run)
 static void draw_place(struct run *run, struct request *request)
 {
     const struct plan *plan = &run->plan;
-    uint64_t size = run->image->size_bytes;
+    uint64_t size = request->image->size_bytes;
     uint64_t unit = plan->units[below(run, ARRAY_LEN(plan->units))];
     uint64_t longest = plan->longest_write_bytes;
     if ((request->kind == REQUEST_ZERO || request->kind == REQUEST_TRIM ||
@@ -246,7 +247,8 @@ static void judge_result(struct run *run, const struct request *request, int res
     bool allowed =
         (result == -EIO && life->may_eio) ||
         (result == -ENOSPC && life->may_enospc && !reading && request->began < life->room_since) ||
-        (result == -ENOTSUP && (request->flags & IMAGE_FAST_ZERO));
+        (result == -ENOTSUP && (request->flags & IMAGE_FAST_ZERO)) ||
+        ((result == -ENOTCONN || result == -ESHUTDOWN) && life->hung_up);
     if (!allowed) {
         run_fail(run, "request %" PRIu64 " (%s [%#" PRIx64 ", +%#" PRIx64 ")) failed: %s",
                  request->number, name, request->offset, request->len, strerror(-result));
@@ -295,7 +297,7 @@ static void *buffer_new(size_t len)
 
 static void co_write_request(struct run *run, struct request *request)
 {
-    struct image *image = run->image;
+    struct image *image = request->image;
     uint8_t *buf = buffer_new((size_t)request->len);
     request->value = ++run->last_value;
     oracle_pattern(request->value, request->offset, buf, (size_t)request->len);
@@ -308,7 +310,7 @@ static void co_write_request(struct run *run, struct request *request)
 
 static void co_zero_request(struct run *run, struct request *request)
 {
-    struct image *image = run->image;
+    struct image *image = request->image;
     request_begin(run, request);
     int result = request->kind == REQUEST_ZERO
                      ? image->ops->co_zero(image, request->offset, request->len, request->flags)
@@ -343,7 +345,7 @@ static void holes_fill(const struct run *run, const struct request *request,
 
 static void co_read_request(struct run *run, struct request *request)
 {
-    struct image *image = run->image;
+    struct image *image = request->image;
     struct read_holes holes = {0};
     uint8_t *buf = buffer_new((size_t)request->len);
     bool ask_holes = below(run, 2) == 0;
@@ -364,7 +366,7 @@ static void co_read_request(struct run *run, struct request *request)
 
 static void co_flush_request(struct run *run, struct request *request)
 {
-    struct image *image = run->image;
+    struct image *image = request->image;
     request_begin(run, request);
     int result = image->ops->co_flush(image);
     if (!request_end(run, request, result)) {
@@ -372,7 +374,7 @@ static void co_flush_request(struct run *run, struct request *request)
     }
     if (result == 0) {
         oracle_flush_done(run->oracle, request->began);
-    } else if (run->life.flush_fails) {
+    } else if (run->life.flush_fails && result == -EIO) {
         run->life.stuck_since = MIN_OF(run->life.stuck_since, oracle_flush_begin(run->oracle));
     }
 }
@@ -410,7 +412,7 @@ static void extents_check(struct run *run, const struct request *request,
 
 static void co_extents_request(struct run *run, struct request *request)
 {
-    struct image *image = run->image;
+    struct image *image = request->image;
     struct extent extents[16];
     struct extent_list list = {.extents = extents, .capacity = 1 + (unsigned)below(run, 16)};
     request_begin(run, request);
@@ -424,9 +426,9 @@ static void co_extents_request(struct run *run, struct request *request)
     oracle_read_drop(run->oracle, request->began);
 }
 
-static void co_request(struct run *run, enum request_kind kind)
+static void co_request(struct run *run, struct image *image, enum request_kind kind)
 {
-    struct request request = {.kind = kind};
+    struct request request = {.image = image, .kind = kind};
     draw_place(run, &request);
     if (changes(kind) && chance(run, run->plan.fua_ppm)) {
         request.flags |= IMAGE_FUA;
@@ -459,31 +461,47 @@ static void co_request(struct run *run, enum request_kind kind)
     }
 }
 
-static void client(void *arg)
+struct client {
+    struct run *run;
+    struct image *image;
+};
+
+static bool goes_on(const struct client *client)
 {
-    struct run *run = arg;
-    for (unsigned i = 0; i < run->plan.requests_per_client && !sim_crashed(run->world); i++) {
+    return !sim_crashed(client->run->world) && !client->image->ending;
+}
+
+static void co_client(void *arg)
+{
+    struct client *client = arg;
+    struct run *run = client->run;
+    for (unsigned i = 0; i < run->plan.requests_per_client && goes_on(client); i++) {
         if (chance(run, run->plan.pause_ppm)) {
             co_sleep_ns(run->world, below(run, 2000000));
         }
-        if (!sim_crashed(run->world)) {
-            co_request(run, draw_kind(run));
+        if (goes_on(client)) {
+            co_request(run, client->image, draw_kind(run));
         }
     }
+    free(client);
+    group_leave(&run->clients);
     run_task_done(run);
 }
 
-void workload_start(struct run *run)
+void workload_start(struct run *run, struct image *const *images, unsigned image_count)
 {
     for (unsigned i = 0; i < run->plan.clients; i++) {
-        run_spawn(run, client, run, "client");
+        struct client *client = buffer_new(sizeof(*client));
+        *client = (struct client){.run = run, .image = images[i % image_count]};
+        group_enter(&run->clients);
+        run_spawn(run, co_client, client, "client");
     }
 }
 
 void co_workload_fill(struct run *run, unsigned requests)
 {
     for (unsigned i = 0; i < requests; i++) {
-        co_request(run, below(run, 5) == 0 ? REQUEST_ZERO : REQUEST_WRITE);
+        co_request(run, run->image, below(run, 5) == 0 ? REQUEST_ZERO : REQUEST_WRITE);
     }
 }
 

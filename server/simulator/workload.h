@@ -53,8 +53,8 @@ void plan_draw(struct run *run);
 /* One line. */
 void plan_describe(const struct plan *plan, char *text, unsigned long text_bytes);
 
-/* Starts the clients on run->image. */
-void workload_start(struct run *run);
+/* Starts the clients; each speaks to one of the images, in turn, as long as that is not ending. */
+void workload_start(struct run *run, struct image *const *images, unsigned image_count);
 /* A single client's worth of requests, for filling a backing file. The caller is a coroutine. */
 void co_workload_fill(struct run *run, unsigned requests);
 /* Reads back all that was ever written and some of the rest. The caller is a coroutine. */
