@@ -288,6 +288,22 @@ static int co_add_snapshot_tables(struct qcow2 *q, const struct snapshot *snapsh
     return ret;
 }
 
+/* A sparse file can claim more L1 tables than anybody would read. */
+static int check_snapshot_tables(const struct qcow2 *q, struct errtext *err)
+{
+    uint64_t total_bytes = 0;
+    for (uint32_t i = 0; i < q->header.snapshot_count; i++) {
+        total_bytes += (uint64_t)q->header.snapshots[i].l1_entries * 8;
+    }
+    if (total_bytes > LIMIT_SNAPSHOT_L1_BYTES) {
+        return err_set(err, EINVAL,
+                       "%s: L1 tables of snapshots take %" PRIu64
+                       " bytes: allowed are %llu, open it with --read-only",
+                       q->path, total_bytes, LIMIT_SNAPSHOT_L1_BYTES);
+    }
+    return 0;
+}
+
 /* Header, L1, refcount table, snapshot table, then what those point at. */
 static int co_build_metamap(struct qcow2 *q, struct errtext *err)
 {
@@ -303,7 +319,11 @@ static int co_build_metamap(struct qcow2 *q, struct errtext *err)
          (uint64_t)header->reftable_clusters << q->geo.cluster_bits},
         {"snapshot table", header->snapshots_offset.bytes, header->snapshots_len_bytes},
     };
-    int ret = metamap_init(&q->metamap);
+    int ret = check_snapshot_tables(q, err);
+    if (ret < 0) {
+        return ret;
+    }
+    ret = metamap_init(&q->metamap);
     if (ret == 0) {
         ret = metamap_init(&q->snapshot_tables);
     }
