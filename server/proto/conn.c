@@ -68,6 +68,16 @@ void connection_abort(struct connection *conn, const char *why)
     wait_queue_wake_all(&conn->room);
 }
 
+void connection_leave(struct connection *conn, const char *why)
+{
+    if (conn->leaving || conn->aborted) {
+        return;
+    }
+    conn->leaving = true;
+    log_debug("client %s: leaving it: %s", conn->stream->peer, why);
+    conn->stream->ops->end_recv(conn->stream);
+}
+
 uint64_t connection_stall_time(const struct connection *conn, uint64_t bytes)
 {
     return world_now_ns(conn->service->world) + STALL_NS + bytes / STALL_BYTES_PER_MS * MS_NS;
@@ -247,7 +257,7 @@ void co_nbd_serve(struct nbd_service *service, struct stream *stream)
     co_transmit_finish(conn);
     stop_timer(conn);
     enter_state(conn, CONNECTION_CLOSED);
-    stream->ops->co_close(stream);
+    conn->stream->ops->co_close(conn->stream);
     connection_free(conn);
 }
 
@@ -260,8 +270,10 @@ static void drain_one(struct connection *conn)
         break;
     case CONNECTION_OPTIONS:
         /* In the middle of an option it gets its answer, and goes then. */
-        if (conn->between_options) {
+        if (conn->starting_tls) {
             connection_abort(conn, "the server shuts down");
+        } else if (conn->between_options) {
+            connection_leave(conn, "the server shuts down");
         }
         break;
     case CONNECTION_TRANSMISSION:

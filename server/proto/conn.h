@@ -32,7 +32,10 @@ struct connection {
     enum connection_state state;
     uint32_t client_flags;
     bool aborted;             /* the stream is dead: nothing more will be sent */
+    bool leaving;             /* receiving has been ended */
+    bool secure;              /* TLS is on */
     bool between_options;     /* nothing of the next option has come yet */
+    bool starting_tls;        /* in the middle of TLS's own handshake */
     struct world_timer timer; /* the handshake's deadline; then the watch over a slow goodbye */
     struct input input;
 
@@ -61,6 +64,12 @@ struct connection {
 
 /* Ends both directions; nothing is sent any more. `why` goes to the log. Does not suspend. */
 void connection_abort(struct connection *conn, const char *why);
+
+/*
+ * Ends receiving: what has come is answered, and then the connection is closed in order, with TLS's
+ * goodbye. Does not suspend.
+ */
+void connection_leave(struct connection *conn, const char *why);
 
 /*
  * The moment from which on a wait for the peer to move so many bytes counts as stalled: a fixed

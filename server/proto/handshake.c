@@ -149,12 +149,21 @@ static const char *name_fault(const uint8_t *name, size_t len)
     return NULL;
 }
 
-static const struct nbd_export *find_export(const struct nbd_service *service, const uint8_t *name,
+/* What is for TLS alone is not there without. */
+static bool is_visible(const struct connection *conn, const struct nbd_export *export)
+{
+    return conn->secure || !export->tls_only;
+}
+
+static const struct nbd_export *find_export(const struct connection *conn, const uint8_t *name,
                                             size_t len)
 {
+    const struct nbd_service *service = conn->service;
+
     for (unsigned i = 0; i < service->export_count; i++) {
         const struct nbd_export *candidate = &service->exports[i];
-        if (strlen(candidate->name) == len && memcmp(candidate->name, name, len) == 0) {
+        if (is_visible(conn, candidate) && strlen(candidate->name) == len &&
+            memcmp(candidate->name, name, len) == 0) {
             return candidate;
         }
     }
@@ -165,7 +174,16 @@ static enum next_step co_refuse_unknown_export(struct negotiation *talk, const u
                                                size_t len)
 {
     char shown[SHOWN_TEXT_BYTES];
+    const struct nbd_service *service = talk->conn->service;
 
+    /* A name that is hidden and one that does not exist are answered alike. */
+    for (unsigned i = 0; i < service->export_count; i++) {
+        if (!is_visible(talk->conn, &service->exports[i])) {
+            return co_refuse(talk, NBD_REP_ERR_TLS_REQD,
+                             "there is no export \"%s\" here without TLS",
+                             err_sanitise(shown, sizeof(shown), name, len));
+        }
+    }
     return co_refuse(talk, NBD_REP_ERR_UNKNOWN, "there is no export \"%s\" here",
                      err_sanitise(shown, sizeof(shown), name, len));
 }
@@ -224,7 +242,7 @@ static enum next_step co_option_export_name(struct negotiation *talk)
         return NEXT_DISCONNECT;
     }
     if (!name_fault(talk->payload, talk->payload_len)) {
-        export = find_export(conn->service, talk->payload, talk->payload_len);
+        export = find_export(conn, talk->payload, talk->payload_len);
     }
     if (!export) { /* this option has no way to say no */
         connection_complain(conn, "there is no export \"%s\" here: disconnected",
@@ -257,6 +275,9 @@ static enum next_step co_option_list(struct negotiation *talk)
     }
     for (unsigned i = 0; i < service->export_count; i++) {
         const struct nbd_export *export = &service->exports[i];
+        if (!is_visible(talk->conn, export)) {
+            continue;
+        }
         const char *description = export->description ? export->description : "";
         size_t name_len = strlen(export->name);
         size_t description_len = strlen(description);
@@ -268,13 +289,55 @@ static enum next_step co_option_list(struct negotiation *talk)
     return co_ack(talk);
 }
 
-/* TLS begins here: until there is a stream that speaks it, policy forbids it. */
+/* Nothing that was agreed on in the clear counts any more: somebody else may have said it. */
+static void forget_negotiated(struct connection *conn)
+{
+    conn->form = HEADERS_SIMPLE;
+    conn->meta_contexts = 0;
+    conn->meta_export = NULL;
+}
+
+static enum next_step co_begin_tls(struct connection *conn)
+{
+    struct nbd_service *service = conn->service;
+    struct stream *secure;
+    struct errtext err = {.text = ""};
+
+    conn->starting_tls = true;
+    int rc = service->co_start_tls(service, conn->stream, &secure, &err);
+    conn->starting_tls = false;
+    if (rc < 0) {
+        connection_complain(conn, "no TLS: %s: disconnected", err.text);
+        return NEXT_DISCONNECT;
+    }
+    conn->stream = secure;
+    input_set_stream(&conn->input, secure);
+    conn->secure = true;
+    forget_negotiated(conn);
+    return NEXT_OPTION;
+}
+
 static enum next_step co_option_starttls(struct negotiation *talk)
 {
+    struct connection *conn = talk->conn;
+
     if (talk->payload_len > 0) {
         return co_refuse(talk, NBD_REP_ERR_INVALID, "STARTTLS takes no data");
     }
-    return co_refuse(talk, NBD_REP_ERR_POLICY, "TLS is not enabled on this server");
+    if (conn->secure) {
+        return co_refuse(talk, NBD_REP_ERR_INVALID, "TLS is on already");
+    }
+    if (conn->service->tls_mode == NBD_TLS_OFF) {
+        return co_refuse(talk, NBD_REP_ERR_POLICY, "TLS is not enabled on this server");
+    }
+    if (input_buffered(&conn->input) > 0) {
+        /* They would be taken for what came through TLS, whoever put them there. */
+        connection_complain(conn, "bytes behind STARTTLS before TLS began: disconnected");
+        return NEXT_DISCONNECT;
+    }
+    co_ack(talk);
+    co_flush_replies(talk);
+    return talk->send_failed ? NEXT_DISCONNECT : co_begin_tls(conn);
 }
 
 /* INFO and GO: the payload, taken apart. */
@@ -351,7 +414,7 @@ static enum next_step co_option_info_or_go(struct negotiation *talk)
     if (fault) {
         return co_refuse(talk, NBD_REP_ERR_INVALID, "%s", fault);
     }
-    const struct nbd_export *export = find_export(conn->service, query.name, query.name_len);
+    const struct nbd_export *export = find_export(conn, query.name, query.name_len);
     if (!export) {
         return co_refuse_unknown_export(talk, query.name, query.name_len);
     }
@@ -438,8 +501,7 @@ static enum next_step co_option_meta_context(struct negotiation *talk)
     if (why) {
         return co_refuse(talk, NBD_REP_ERR_INVALID, "%s", why);
     }
-    const struct nbd_export *export =
-        find_export(conn->service, query.export_name, query.export_name_len);
+    const struct nbd_export *export = find_export(conn, query.export_name, query.export_name_len);
     if (!export) {
         return co_refuse_unknown_export(talk, query.export_name, query.export_name_len);
     }
@@ -534,11 +596,32 @@ static enum next_step co_answer_draining(struct negotiation *talk, uint32_t len)
     return NEXT_DISCONNECT;
 }
 
+static bool needs_tls_first(const struct negotiation *talk)
+{
+    return talk->conn->service->tls_mode == NBD_TLS_REQUIRE && !talk->conn->secure &&
+           talk->option != NBD_OPT_STARTTLS && talk->option != NBD_OPT_ABORT;
+}
+
+static enum next_step co_demand_tls(struct negotiation *talk, uint32_t len)
+{
+    if (talk->option == NBD_OPT_EXPORT_NAME) { /* it has no way to say no */
+        connection_complain(talk->conn, "it asks for an export without TLS: disconnected");
+        return NEXT_DISCONNECT;
+    }
+    if (co_input_skip(&talk->conn->input, len) < 0) {
+        return NEXT_DISCONNECT;
+    }
+    return co_refuse(talk, NBD_REP_ERR_TLS_REQD, "this server speaks TLS only");
+}
+
 static enum next_step co_answer(struct negotiation *talk, uint32_t len)
 {
     co_option_fn *co_handle = option_handler(talk->option);
     if (talk->conn->service->draining) {
         return co_answer_draining(talk, len);
+    }
+    if (needs_tls_first(talk)) {
+        return co_demand_tls(talk, len);
     }
     if (!co_handle) {
         return co_answer_unknown(talk, len);

@@ -54,6 +54,12 @@ void input_shrink(struct input *input)
     }
 }
 
+void input_set_stream(struct input *input, struct stream *stream)
+{
+    assert(input_buffered(input) == 0);
+    input->stream = stream;
+}
+
 void input_take(struct input *input, size_t len)
 {
     assert(len <= input_buffered(input));

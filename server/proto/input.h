@@ -48,6 +48,9 @@ static inline size_t input_buffered(const struct input *input)
     return input->end - input->begin;
 }
 
+/* From here on bytes come from another stream. Nothing may be buffered. */
+void input_set_stream(struct input *input, struct stream *stream);
+
 /* Takes a header of len buffered bytes. */
 void input_take(struct input *input, size_t len);
 

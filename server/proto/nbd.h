@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/errtext.h"
 #include "image.h"
 #include "io/stream.h"
 #include "io/world.h"
@@ -25,6 +26,13 @@ struct nbd_export {
     struct image *image;
     bool read_only;
     bool multi_conn;
+    bool tls_only; /* without TLS it is not there */
+};
+
+enum nbd_tls_mode {
+    NBD_TLS_OFF,
+    NBD_TLS_ON,      /* the client's choice */
+    NBD_TLS_REQUIRE, /* nothing without it */
 };
 
 /* Shared by all connections and constant while any is served, except for the last part. */
@@ -40,6 +48,14 @@ struct nbd_service {
      * it sleeps. At most one call is outstanding for a service. NULL sends at once (tests).
      */
     void (*at_end_of_turn)(struct nbd_service *service, void (*fn)(void *arg), void *arg);
+    enum nbd_tls_mode tls_mode;
+    /*
+     * The server's side of a TLS handshake over `plain`: *secure is a stream that takes it over.
+     * -errno leaves plain as it is; err says why. Aborting plain ends it. Needed when tls_mode is
+     * not NBD_TLS_OFF.
+     */
+    int (*co_start_tls)(struct nbd_service *service, struct stream *plain, struct stream **secure,
+                        struct errtext *err);
     void *context;         /* the server floor's own */
     uint32_t handshake_ms; /* LIMIT_HANDSHAKE_MS unless changed */
 

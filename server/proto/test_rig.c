@@ -36,7 +36,7 @@ static ssize_t co_client_recv(struct stream *stream, void *buf, size_t len)
         if (client->gone) {
             return -ECONNRESET;
         }
-        if (client->half_closed) {
+        if (client->half_closed || client->recv_ended) {
             return 0;
         }
         co_wait(&client->receiving);
@@ -87,6 +87,14 @@ static int co_client_send(struct stream *stream, struct iovec *iov, int iov_coun
     return 0;
 }
 
+static void client_stream_end_recv(struct stream *stream)
+{
+    struct client *client = client_of(stream);
+
+    client->recv_ended = true;
+    wait_queue_wake_all(&client->receiving);
+}
+
 static void client_stream_abort(struct stream *stream)
 {
     struct client *client = client_of(stream);
@@ -108,6 +116,7 @@ static void co_client_close(struct stream *stream)
 static const struct stream_ops client_stream_ops = {
     .co_recv = co_client_recv,
     .co_send = co_client_send,
+    .end_recv = client_stream_end_recv,
     .abort = client_stream_abort,
     .co_close = co_client_close,
 };

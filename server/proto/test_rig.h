@@ -31,6 +31,7 @@ struct client {
     size_t from_server_len, from_server_at, from_server_capacity;
     size_t window; /* the server's send waits when so many bytes are unread */
     struct wait_queue receiving, sending;
+    bool recv_ended;
     bool aborted;
     bool closed;
     bool returned; /* co_nbd_serve() has */

@@ -641,6 +641,6 @@ void transmit_leave_if_drained(struct connection *conn)
 {
     if (conn->state == CONNECTION_TRANSMISSION && conn->service->draining && conn->accepted == 0 &&
         !conn->sender_running) {
-        connection_abort(conn, "the server shuts down");
+        connection_leave(conn, "the server shuts down");
     }
 }
