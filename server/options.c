@@ -28,6 +28,13 @@ const char options_help[] =
     "  -s, --stdio                 speak NBD on stdin and stdout to one client\n"
     "      --run COMMAND           serve while COMMAND runs, exit with its status;\n"
     "                              it finds $uri, $unixsocket, $port, $nbd and $exportname\n"
+    "      --tls off|on|require    without TLS (default), as the client likes, or with TLS only;\n"
+    "                              require is the default when the next two are given\n"
+    "      --tls-certificates DIR  server-cert.pem, server-key.pem, ca-cert.pem, ca-crl.pem\n"
+    "      --tls-psk FILE          pre-shared keys, lines USERNAME:HEXKEY\n"
+    "      --tls-verify-peer       clients must show a certificate that ca-cert.pem has signed\n"
+    "      --tls-allow NAME        let in only clients with this certificate's name (CN=...)\n"
+    "                              or username; may be repeated\n"
     "  -e, --export NAME           the export's name (default: the empty name)\n"
     "  -r, --read-only             refuse writes; the image is opened read-only\n"
     "      --discard unmap|ignore  give trimmed space back to the host (default), or keep it\n"
@@ -65,6 +72,11 @@ enum long_only {
     OPTION_CACHE,
     OPTION_LOG_WRITES,
     OPTION_SHUTDOWN_TIMEOUT,
+    OPTION_TLS,
+    OPTION_TLS_CERTIFICATES,
+    OPTION_TLS_PSK,
+    OPTION_TLS_VERIFY_PEER,
+    OPTION_TLS_ALLOW,
     OPTION_REPAIR,
     OPTION_JSON
 };
@@ -83,6 +95,11 @@ static const struct option serve_options[] = {
     {"bind", required_argument, NULL, 'i'},
     {"stdio", no_argument, NULL, 's'},
     {"run", required_argument, NULL, OPTION_RUN},
+    {"tls", required_argument, NULL, OPTION_TLS},
+    {"tls-certificates", required_argument, NULL, OPTION_TLS_CERTIFICATES},
+    {"tls-psk", required_argument, NULL, OPTION_TLS_PSK},
+    {"tls-verify-peer", no_argument, NULL, OPTION_TLS_VERIFY_PEER},
+    {"tls-allow", required_argument, NULL, OPTION_TLS_ALLOW},
     {"export", required_argument, NULL, 'e'},
     {"read-only", no_argument, NULL, 'r'},
     {"discard", required_argument, NULL, OPTION_DISCARD},
@@ -232,6 +249,66 @@ static int take_cache(struct serve_config *serve, const char *value, struct errt
     return 0;
 }
 
+static int take_tls_mode(struct serve_config *serve, const char *value, struct errtext *err)
+{
+    static const char *const names[] = {
+        [NBD_TLS_OFF] = "off",
+        [NBD_TLS_ON] = "on",
+        [NBD_TLS_REQUIRE] = "require",
+    };
+    for (unsigned mode = 0; mode < ARRAY_LEN(names); mode++) {
+        if (strcmp(value, names[mode]) == 0) {
+            serve->tls_mode = (enum nbd_tls_mode)mode;
+            serve->tls_mode_given = true;
+            return 0;
+        }
+    }
+    return refuse_value("--tls", value, "off, on or require", err);
+}
+
+static int take_tls_path(const char **path, const char *option, const char *value,
+                         const char *allowed, struct errtext *err)
+{
+    if (*value == '\0') {
+        return refuse_value(option, value, allowed, err);
+    }
+    *path = value;
+    return 0;
+}
+
+static int take_tls_allowed(struct serve_config *serve, const char *value, struct errtext *err)
+{
+    if (*value == '\0') {
+        return refuse_value("--tls-allow", value, "the name of a certificate or a username", err);
+    }
+    if (serve->tls.allowed_count == TLS_ALLOWED_MAX) {
+        return err_set(err, EINVAL, "--tls-allow: more than %u names", TLS_ALLOWED_MAX);
+    }
+    serve->tls_allowed[serve->tls.allowed_count++] = value;
+    return 0;
+}
+
+/* The options of TLS; a letter of another is none of its business. */
+static int take_tls_option(struct serve_config *serve, int letter, const char *value,
+                           struct errtext *err)
+{
+    switch (letter) {
+    case OPTION_TLS:
+        return take_tls_mode(serve, value, err);
+    case OPTION_TLS_CERTIFICATES:
+        return take_tls_path(&serve->tls.certificates, "--tls-certificates", value,
+                             "the path of a directory", err);
+    case OPTION_TLS_PSK:
+        return take_tls_path(&serve->tls.psk_file, "--tls-psk", value, "the path of a file", err);
+    case OPTION_TLS_VERIFY_PEER:
+        serve->tls.verify_peer = true;
+        return 0;
+    default:
+        assert(letter == OPTION_TLS_ALLOW);
+        return take_tls_allowed(serve, value, err);
+    }
+}
+
 static int take_serve_option(struct config *config, int letter, char *value, struct errtext *err)
 {
     struct serve_config *serve = &config->serve;
@@ -254,6 +331,12 @@ static int take_serve_option(struct config *config, int letter, char *value, str
     case OPTION_RUN:
         serve->run = value;
         return 0;
+    case OPTION_TLS:
+    case OPTION_TLS_CERTIFICATES:
+    case OPTION_TLS_PSK:
+    case OPTION_TLS_VERIFY_PEER:
+    case OPTION_TLS_ALLOW:
+        return take_tls_option(serve, letter, value, err);
     case 'e':
         return take_export_name(serve, value, err);
     case 'r':
@@ -341,6 +424,38 @@ static int take_info_option(struct config *config, int letter, char *value, stru
     return 0;
 }
 
+/* What is asked of TLS must be able to happen, and must not be a check that checks nobody. */
+static int finish_tls(struct serve_config *serve, struct errtext *err)
+{
+    bool credentials = serve->tls.certificates || serve->tls.psk_file;
+    if (credentials && !serve->tls_mode_given) {
+        serve->tls_mode = NBD_TLS_REQUIRE;
+    }
+    serve->tls.allowed = serve->tls_allowed;
+    if (credentials && serve->tls_mode == NBD_TLS_OFF) {
+        return err_set(err, EINVAL,
+                       "--tls off needs no credentials: drop it, or --tls-certificates and "
+                       "--tls-psk");
+    }
+    if (!credentials && serve->tls_mode != NBD_TLS_OFF) {
+        return err_set(err, EINVAL,
+                       "TLS needs credentials: --tls-certificates DIR, --tls-psk FILE, or both");
+    }
+    if (serve->tls.verify_peer && !serve->tls.certificates) {
+        return err_set(err, EINVAL,
+                       "--tls-verify-peer needs --tls-certificates DIR, where the CA's is");
+    }
+    if (serve->tls.allowed_count > 0 && !credentials) {
+        return err_set(err, EINVAL, "--tls-allow needs --tls-certificates DIR or --tls-psk FILE");
+    }
+    if (serve->tls.allowed_count > 0 && serve->tls.certificates && !serve->tls.verify_peer) {
+        return err_set(err, EINVAL,
+                       "--tls-allow needs --tls-verify-peer where there are certificates: a "
+                       "client that shows none has no name");
+    }
+    return 0;
+}
+
 static int finish_serve(struct config *config, char **operands, int count, struct errtext *err)
 {
     struct serve_config *serve = &config->serve;
@@ -361,7 +476,7 @@ static int finish_serve(struct config *config, char **operands, int count, struc
     if (!serve->stdio && !serve->unix_path && !serve->run) {
         serve->tcp = true;
     }
-    return 0;
+    return finish_tls(serve, err);
 }
 
 static int finish_create(struct config *config, char **operands, int count, struct errtext *err)

@@ -11,11 +11,15 @@
 
 #include "base/errtext.h"
 #include "base/log.h"
+#include "io/tls.h"
+#include "proto/nbd.h"
 #include "qcow2/check.h"
 #include "qcow2/create.h"
 #include "qcow2/qcow2.h"
 
 #define DEFAULT_NBD_PORT 10809
+/* Names that --tls-allow may list. */
+#define TLS_ALLOWED_MAX 64U
 
 enum command {
     COMMAND_SERVE,
@@ -33,6 +37,10 @@ struct serve_config {
     const char *bind; /* NULL: loopback */
     bool stdio;       /* alone: no listener beside it */
     const char *run;  /* NULL: serve until a signal */
+    enum nbd_tls_mode tls_mode;
+    bool tls_mode_given;
+    struct tls_config tls;
+    const char *tls_allowed[TLS_ALLOWED_MAX]; /* what tls.allowed points at, once parsed */
     const char *export_name;
     bool read_only;
     bool direct;

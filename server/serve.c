@@ -28,6 +28,7 @@
 #include "export.h"
 #include "filter/logged.h"
 #include "io/net.h"
+#include "io/tls.h"
 #include "listen.h"
 #include "runtime.h"
 #include "sched/co.h"
@@ -54,6 +55,7 @@ struct server {
     struct export_table exports;
     struct budget bytes_in_flight;
     struct nbd_service service;
+    struct tls *tls; /* NULL: off */
     struct listeners listeners;
     struct address address;
     struct captive captive;
@@ -66,6 +68,7 @@ struct server {
     void *turn_end_arg;
 
     unsigned stop_signals;
+    bool reload_asked;
     bool stdio_done;
     bool draining;
     struct wait_queue changed; /* stop_signals, stdio_done, captive */
@@ -147,8 +150,8 @@ static void on_signal(void *arg, int signal_number)
     struct server *server = arg;
     switch (signal_number) {
     case SIGHUP:
-        log_info("SIGHUP: nothing to reload, going on");
-        return;
+        server->reload_asked = true;
+        break;
     case SIGUSR1:
         mark_log(server);
         return;
@@ -235,15 +238,16 @@ static int describe_address(struct server *server, uint16_t port, struct errtext
 {
     const struct serve_config *config = server->config;
     struct address *address = &server->address;
+    bool tls = config->tls_mode == NBD_TLS_REQUIRE;
     const char *unix_path = config->unix_path ? config->unix_path : server->temporary_socket;
     const char *host = host_for_clients(config->bind);
     address->unix_path = unix_path ? absolute_path(unix_path) : strdup("");
     address->port = config->tcp ? decimal(port) : strdup("");
     if (unix_path && address->unix_path) {
-        address->uri = uri_unix(address->unix_path, config->export_name);
+        address->uri = uri_unix(tls, address->unix_path, config->export_name);
         address->old_uri = old_uri_unix(address->unix_path, config->export_name);
     } else if (!unix_path) {
-        address->uri = uri_tcp(host, port, config->export_name);
+        address->uri = uri_tcp(tls, host, port, config->export_name);
         address->old_uri = old_uri_tcp(host, port, config->export_name);
     }
     if (!address->unix_path || !address->port || !address->uri || !address->old_uri) {
@@ -344,6 +348,13 @@ static int start_captive(struct server *server, struct errtext *err)
                          err);
 }
 
+static int co_start_tls(struct nbd_service *service, struct stream *plain, struct stream **secure,
+                        struct errtext *err)
+{
+    struct server *server = service->context;
+    return co_tls_accept(server->tls, server->runtime.world, plain, secure, err);
+}
+
 static void init_service(struct server *server)
 {
     struct nbd_service *service = &server->service;
@@ -355,6 +366,8 @@ static void init_service(struct server *server)
     service->export_count = server->exports.count;
     service->bytes_in_flight = &server->bytes_in_flight;
     service->at_end_of_turn = at_end_of_turn;
+    service->tls_mode = server->config->tls_mode;
+    service->co_start_tls = co_start_tls;
     service->context = server;
     service->handshake_ms = LIMIT_HANDSHAKE_MS;
     listeners_init(&server->listeners, server->runtime.loop, service);
@@ -413,6 +426,22 @@ static void co_stop_serving(struct server *server)
     co_wait_for_captive(server, deadline_ns);
 }
 
+static void co_reload(struct server *server)
+{
+    struct errtext err = {.text = ""};
+    server->reload_asked = false;
+    if (!server->tls) {
+        log_info("SIGHUP: nothing to reload, going on");
+        return;
+    }
+    int result = co_tls_reload(server->tls, server->runtime.world, &err);
+    if (result < 0) {
+        log_error("SIGHUP: %s: the TLS credentials stay as they were", err.text);
+    } else {
+        log_info("SIGHUP: TLS credentials loaded again");
+    }
+}
+
 static void co_server_life(void *arg)
 {
     struct server *server = arg;
@@ -429,7 +458,11 @@ static void co_server_life(void *arg)
         log_error("%s", err.text);
     }
     while (result == 0 && !should_stop(server)) {
-        co_wait(&server->changed);
+        if (server->reload_asked) {
+            co_reload(server);
+        } else {
+            co_wait(&server->changed);
+        }
     }
 #ifdef QCOWD_BREAK_CONTROL
     co_break_control_stop();
@@ -451,6 +484,19 @@ static void free_addresses(struct server *server)
     free(server->address.old_uri);
 }
 
+/* On the main stack: reading certificates takes more than a coroutine has. */
+static int load_tls(struct server *server, struct errtext *err)
+{
+    const struct serve_config *config = server->config;
+    if (config->tls_mode == NBD_TLS_OFF) {
+        return 0;
+    }
+    if (config->tls_mode == NBD_TLS_ON && (config->tls.verify_peer || config->tls.allowed_count)) {
+        log_warning("with --tls on, clients that do without TLS are let in unchecked");
+    }
+    return tls_create(&server->tls, &config->tls, err);
+}
+
 int serve(const char *image, const struct serve_config *config)
 {
     struct errtext err;
@@ -467,8 +513,9 @@ int serve(const char *image, const struct serve_config *config)
     group_init(&server->cutters);
     group_init(&server->markers);
     raise_descriptor_limit();
-    if (runtime_start(&server->runtime, &err) < 0) {
+    if (load_tls(server, &err) < 0 || runtime_start(&server->runtime, &err) < 0) {
         log_error("%s", err.text);
+        tls_free(server->tls);
         free(server);
         return exit_status;
     }
@@ -482,6 +529,7 @@ int serve(const char *image, const struct serve_config *config)
     exit_status = server->exit_status;
     free_addresses(server);
     runtime_end(&server->runtime);
+    tls_free(server->tls);
     free(server);
     return exit_status;
 }

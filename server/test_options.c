@@ -95,6 +95,40 @@ START_TEST(test_serve_all_options)
 }
 END_TEST
 
+START_TEST(test_tls)
+{
+    const struct serve_config *serve = &line.config.serve;
+    expect_ok("disk");
+    ck_assert_int_eq((int)serve->tls_mode, (int)NBD_TLS_OFF);
+    expect_ok("--tls|off|disk");
+    ck_assert_int_eq((int)serve->tls_mode, (int)NBD_TLS_OFF);
+    expect_ok("--tls-psk|keys|disk");
+    ck_assert_int_eq((int)serve->tls_mode, (int)NBD_TLS_REQUIRE);
+    ck_assert_str_eq(serve->tls.psk_file, "keys");
+    expect_ok("--tls-psk|keys|--tls|on|disk");
+    ck_assert_int_eq((int)serve->tls_mode, (int)NBD_TLS_ON);
+    expect_ok("--tls|require|--tls-certificates|pki|--tls-verify-peer|--tls-allow|dn:CN=a|"
+              "--tls-allow|psk:b|disk");
+    ck_assert_int_eq((int)serve->tls_mode, (int)NBD_TLS_REQUIRE);
+    ck_assert_str_eq(serve->tls.certificates, "pki");
+    ck_assert(serve->tls.verify_peer);
+    ck_assert_uint_eq(serve->tls.allowed_count, 2);
+    ck_assert_str_eq(serve->tls.allowed[1], "psk:b");
+
+    expect_refused("--tls|yes|disk", "off, on or require");
+    expect_refused("--tls|on|disk", "TLS needs credentials");
+    expect_refused("--tls|require|disk", "TLS needs credentials");
+    expect_refused("--tls|off|--tls-psk|keys|disk", "needs no credentials");
+    expect_refused("--tls-psk||disk", "--tls-psk");
+    expect_refused("--tls-certificates||disk", "--tls-certificates");
+    expect_refused("--tls-verify-peer|disk", "--tls-verify-peer needs --tls-certificates");
+    expect_refused("--tls-verify-peer|--tls-psk|keys|disk", "needs --tls-certificates");
+    expect_refused("--tls-allow|a|disk", "--tls-allow needs");
+    expect_refused("--tls-allow||--tls-psk|keys|disk", "--tls-allow");
+    expect_refused("--tls-allow|a|--tls-certificates|pki|disk", "needs --tls-verify-peer");
+}
+END_TEST
+
 START_TEST(test_options_may_follow_the_image)
 {
     expect_ok("disk|--unix=s.sock|-vv");
@@ -151,7 +185,7 @@ START_TEST(test_serve_refusals)
     expect_refused("-s|--run|ls|disk", "--run");
     expect_refused("--json|disk", "serve does not know the option '--json'");
     expect_refused("-o|x=y|disk", "'-o'");
-    expect_refused("--tls|off|disk", "'--tls'");
+    expect_refused("--ssl|off|disk", "does not know the option '--ssl'");
 }
 END_TEST
 
@@ -287,6 +321,7 @@ int main(void)
     TCase *tests = tcase_create("options");
     tcase_add_test(tests, test_serve_defaults);
     tcase_add_test(tests, test_serve_all_options);
+    tcase_add_test(tests, test_tls);
     tcase_add_test(tests, test_options_may_follow_the_image);
     tcase_add_test(tests, test_tcp_only_when_nothing_else_is_asked_for);
     tcase_add_test(tests, test_serve_refusals);

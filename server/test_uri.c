@@ -12,26 +12,34 @@ static void expect_text(char *got, const char *wanted)
 
 START_TEST(test_unix)
 {
-    expect_text(uri_unix("/run/disk.sock", ""), "nbd+unix:///?socket=/run/disk.sock");
-    expect_text(uri_unix("/run/disk.sock", "vm1"), "nbd+unix:///vm1?socket=/run/disk.sock");
+    expect_text(uri_unix(false, "/run/disk.sock", ""), "nbd+unix:///?socket=/run/disk.sock");
+    expect_text(uri_unix(false, "/run/disk.sock", "vm1"), "nbd+unix:///vm1?socket=/run/disk.sock");
 }
 END_TEST
 
 START_TEST(test_everything_special_is_escaped)
 {
-    expect_text(uri_unix("/a b/c?d&e#f%41", "x y"),
+    expect_text(uri_unix(false, "/a b/c?d&e#f%41", "x y"),
                 "nbd+unix:///x%20y?socket=/a%20b/c%3Fd%26e%23f%2541");
-    expect_text(uri_unix("/s", "\xc3\xa4/~-._"), "nbd+unix:///%C3%A4/~-._?socket=/s");
-    expect_text(uri_unix("/s", "\x01\x7f\xff"), "nbd+unix:///%01%7F%FF?socket=/s");
+    expect_text(uri_unix(false, "/s", "\xc3\xa4/~-._"), "nbd+unix:///%C3%A4/~-._?socket=/s");
+    expect_text(uri_unix(false, "/s", "\x01\x7f\xff"), "nbd+unix:///%01%7F%FF?socket=/s");
 }
 END_TEST
 
 START_TEST(test_tcp)
 {
-    expect_text(uri_tcp("localhost", 10809, ""), "nbd://localhost:10809/");
-    expect_text(uri_tcp("192.0.2.7", 65535, "a?b"), "nbd://192.0.2.7:65535/a%3Fb");
-    expect_text(uri_tcp("2001:db8::1", 10, "vm"), "nbd://[2001:db8::1]:10/vm");
-    expect_text(uri_tcp("fe80::1%eth0", 10, ""), "nbd://[fe80::1%25eth0]:10/");
+    expect_text(uri_tcp(false, "localhost", 10809, ""), "nbd://localhost:10809/");
+    expect_text(uri_tcp(false, "192.0.2.7", 65535, "a?b"), "nbd://192.0.2.7:65535/a%3Fb");
+    expect_text(uri_tcp(false, "2001:db8::1", 10, "vm"), "nbd://[2001:db8::1]:10/vm");
+    expect_text(uri_tcp(false, "fe80::1%eth0", 10, ""), "nbd://[fe80::1%25eth0]:10/");
+}
+END_TEST
+
+START_TEST(test_tls)
+{
+    expect_text(uri_unix(true, "/s", "vm"), "nbds+unix:///vm?socket=/s");
+    expect_text(uri_tcp(true, "localhost", 1, ""), "nbds://localhost:1/");
+    expect_text(uri_tcp(true, "::1", 2, "vm"), "nbds://[::1]:2/vm");
 }
 END_TEST
 
@@ -51,6 +59,7 @@ int main(void)
     tcase_add_test(tests, test_unix);
     tcase_add_test(tests, test_everything_special_is_escaped);
     tcase_add_test(tests, test_tcp);
+    tcase_add_test(tests, test_tls);
     tcase_add_test(tests, test_old_form);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);

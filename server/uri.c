@@ -45,17 +45,25 @@ __attribute__((format(printf, 1, 2))) static char *format_text(const char *forma
     return len < 0 ? NULL : text;
 }
 
-char *uri_unix(const char *socket_path, const char *export_name)
+/* The letter that a URI's scheme has for TLS. */
+static const char *tls_letter(bool tls)
+{
+    return tls ? "s" : "";
+}
+
+char *uri_unix(bool tls, const char *socket_path, const char *export_name)
 {
     char *name = escape(export_name);
     char *path = escape(socket_path);
-    char *uri = name && path ? format_text("nbd+unix:///%s?socket=%s", name, path) : NULL;
+    char *uri = name && path
+                    ? format_text("nbd%s+unix:///%s?socket=%s", tls_letter(tls), name, path)
+                    : NULL;
     free(path);
     free(name);
     return uri;
 }
 
-char *uri_tcp(const char *host, uint16_t port, const char *export_name)
+char *uri_tcp(bool tls, const char *host, uint16_t port, const char *export_name)
 {
     /* The brackets keep an address's colons apart from the port's; a zone's '%' is escaped. */
     bool is_ipv6 = strchr(host, ':') != NULL;
@@ -65,9 +73,10 @@ char *uri_tcp(const char *host, uint16_t port, const char *export_name)
     char *uri = NULL;
     if (name && host_name && is_ipv6) {
         int address_len = zone ? (int)(zone - host) : (int)strlen(host);
-        uri = format_text("nbd://[%.*s%s]:%u/%s", address_len, host, host_name, port, name);
+        uri = format_text("nbd%s://[%.*s%s]:%u/%s", tls_letter(tls), address_len, host, host_name,
+                          port, name);
     } else if (name && host_name) {
-        uri = format_text("nbd://%s:%u/%s", host_name, port, name);
+        uri = format_text("nbd%s://%s:%u/%s", tls_letter(tls), host_name, port, name);
     }
     free(host_name);
     free(name);

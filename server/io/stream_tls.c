@@ -404,11 +404,17 @@ static void co_say_goodbye(struct tls_stream *s)
     }
 }
 
+static void run_deinit(void *arg)
+{
+    struct tls_stream *s = arg;
+    gnutls_deinit(s->session);
+}
+
 /* All but the inner stream. */
 static void tls_stream_free(struct tls_stream *s)
 {
     if (s->session) {
-        gnutls_deinit(s->session);
+        coro_call_on_driver(run_deinit, s);
     }
     tls_keys_release(s->keys);
     tls_buffer_release(&s->received);
@@ -574,6 +580,11 @@ static void run_handshake(void *arg)
     struct handshake *handshake = arg;
     struct tls_stream *s = handshake->s;
 
+    handshake->code = s->session ? 0 : session_create(s);
+    if (handshake->code < 0) {
+        handshake->result = err_set(handshake->err, ENOMEM, "%s", gnutls_strerror(handshake->code));
+        return;
+    }
     handshake->code = gnutls_handshake(s->session);
     handshake->wants_to_send =
         goes_on(handshake->code) && gnutls_record_get_direction(s->session) == 1;
@@ -624,8 +635,9 @@ static int co_handshake(struct handshake *handshake)
     }
 }
 
-static void log_session(const struct tls_stream *s)
+static void run_log_session(void *arg)
 {
+    const struct tls_stream *s = arg;
     char shown[256];
     const char *who = s->identity ? s->identity : "nobody in particular";
 
@@ -649,11 +661,10 @@ int co_tls_accept(struct tls *tls, struct world *world, struct stream *inner, st
     s->keys = tls_keys_hold(tls);
     s->recv_result = 1;
     s->goodbye_timer.fired = on_goodbye_late;
-    int code = session_create(s);
-    if (code < 0 || tls_buffer_init(&s->received, RECV_SMALL_BYTES) < 0 ||
+    if (tls_buffer_init(&s->received, RECV_SMALL_BYTES) < 0 ||
         tls_buffer_init(&s->to_send, HANDSHAKE_BYTES) < 0) {
         tls_stream_free(s);
-        return err_set(err, ENOMEM, "%s", code < 0 ? gnutls_strerror(code) : "out of memory");
+        return err_set(err, ENOMEM, "out of memory");
     }
     struct handshake handshake = {.s = s, .tls = tls, .err = err};
     int result = co_handshake(&handshake);
@@ -663,7 +674,7 @@ int co_tls_accept(struct tls *tls, struct world *world, struct stream *inner, st
         return result;
     }
     s->base.identity = s->identity;
-    log_session(s);
+    coro_call_on_driver(run_log_session, s);
     *out = &s->base;
     return 0;
 }

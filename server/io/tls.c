@@ -24,8 +24,7 @@
 #include "base/check.h"
 #include "base/limits.h"
 #include "base/log.h"
-
-const bool tls_is_built_in = true;
+#include "sched/co.h"
 
 #define FILE_BYTES_MAX     MIB
 #define PSK_NAME_BYTES_MAX 128U
@@ -447,8 +446,10 @@ static int load_psk(struct tls_keys *keys, const char *path, struct errtext *err
 
 /* ---- Sets of keys ---- */
 
-static void tls_keys_free(struct tls_keys *keys)
+static void run_keys_free(void *arg)
 {
+    struct tls_keys *keys = arg;
+
     if (keys->certificates) {
         gnutls_certificate_free_credentials(keys->certificates);
     }
@@ -466,6 +467,11 @@ static void tls_keys_free(struct tls_keys *keys)
     }
     free(keys->users);
     free(keys);
+}
+
+static void tls_keys_free(struct tls_keys *keys)
+{
+    coro_call_on_driver(run_keys_free, keys);
 }
 
 static int tls_keys_load(struct tls_keys **out, const struct tls_config *config,
@@ -547,6 +553,7 @@ int tls_create(struct tls **out, const struct tls_config *config, struct errtext
 {
     struct tls *tls = calloc(1, sizeof(*tls));
 
+    assert(!coro_self());
     if (!tls) {
         return err_set(err, ENOMEM, "out of memory");
     }

@@ -40,12 +40,10 @@ struct tls_config {
     unsigned allowed_count;
 };
 
-/* Whether this program was built with TLS. */
-extern const bool tls_is_built_in;
-
 /*
- * Loads the credentials; blocks on small files. At least one kind must be configured. 0, or -errno
- * with nothing left behind; err names the file and what is wrong with it.
+ * Loads the credentials; blocks on small files. At least one kind must be configured. Not to be
+ * called in a coroutine. 0, or -errno with nothing left behind; err names the file and what is
+ * wrong with it.
  */
 int tls_create(struct tls **out, const struct tls_config *config, struct errtext *err);
 

@@ -5,8 +5,6 @@
 #include <assert.h>
 #include <errno.h>
 
-const bool tls_is_built_in = false;
-
 int tls_create(struct tls **out, const struct tls_config *config, struct errtext *err)
 {
     (void)out;
