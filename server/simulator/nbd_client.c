@@ -29,6 +29,7 @@ struct nbd_client {
     uint16_t transmission_flags;
     uint32_t context_id; /* 0: none was selected */
     uint64_t last_cookie;
+    uint64_t answered;
     struct list requests; /* without a whole reply */
     struct co_mutex sending;
     bool receiving;   /* the receiver runs */
@@ -296,6 +297,7 @@ static bool answer(struct nbd_client *client, struct client_request *request)
         return complain(client, "a status ends without an extent");
     }
     request->answered = true;
+    client->answered++;
     list_remove(&request->link);
     wait_queue_wake_all(&request->waiting);
     return true;
@@ -822,6 +824,11 @@ const char *nbd_client_complaint(const struct nbd_client *client)
 bool nbd_client_lost(const struct nbd_client *client)
 {
     return client->image.ending;
+}
+
+uint64_t nbd_client_answered(const struct nbd_client *client)
+{
+    return client->answered;
 }
 
 void nbd_client_server_is_done(struct nbd_client *client)

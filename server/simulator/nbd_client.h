@@ -39,6 +39,8 @@ struct image *nbd_client_image(struct nbd_client *client);
 const char *nbd_client_complaint(const struct nbd_client *client);
 /* Whether the connection has been lost. */
 bool nbd_client_lost(const struct nbd_client *client);
+/* Requests that have had their whole reply. */
+uint64_t nbd_client_answered(const struct nbd_client *client);
 /* To be told when the server is done with the connection. */
 void nbd_client_server_is_done(struct nbd_client *client);
 

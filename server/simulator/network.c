@@ -15,6 +15,7 @@
 #include "base/check.h"
 #include "base/limits.h"
 #include "io/sim_stream.h"
+#include "proto/conn.h"
 #include "proto/nbd.h"
 #include "sched/co.h"
 #include "simulator/nbd_client.h"
@@ -38,6 +39,7 @@ struct session {
     struct nbd_client *client;
     bool connected;
     bool vanished;
+    uint64_t due_answers; /* answers that a drain owes, all in all */
     char name[24];
 };
 
@@ -211,6 +213,30 @@ static void vanish_some(struct network *network)
     }
 }
 
+/*
+ * O9: what the server had accepted when the drain began is answered, however long it takes. In the
+ * middle of a send it cannot be told which replies have come already.
+ */
+static void note_due_answers(struct network *network)
+{
+    list_for_each(link, &network->service.connections) {
+        const struct connection *conn = list_entry(link, struct connection, link);
+        for (unsigned i = 0; i < network->count; i++) {
+            struct session *session = &network->sessions[i];
+            if (session->far == conn->stream && !conn->sender_running) {
+                session->due_answers = nbd_client_answered(session->client) + conn->accepted;
+            }
+        }
+    }
+}
+
+static void forget_due_answers(struct network *network)
+{
+    for (unsigned i = 0; i < network->count; i++) {
+        network->sessions[i].due_answers = 0;
+    }
+}
+
 /* Some take nothing meanwhile, and for longer than the grace lasts. */
 static void co_drain(struct network *network)
 {
@@ -223,7 +249,12 @@ static void co_drain(struct network *network)
             sim_stream_hold(network->sessions[i].near, below(network, 30 * SECOND_NS));
         }
     }
+    uint64_t deadline_ns = world_now_ns(run->world) + network->grace_ns;
+    note_due_answers(network);
     co_nbd_drain(&network->service, network->grace_ns);
+    if (world_now_ns(run->world) >= deadline_ns) {
+        forget_due_answers(network); /* connections may have been cut */
+    }
     run_trace(run, "---- drained");
 }
 
@@ -295,10 +326,16 @@ static void co_run_clients(struct network *network)
 }
 
 /* Who has not hung up, and was not told to go, is still connected. */
-static void check_lost(struct network *network, const struct session *session)
+static void check_session(struct network *network, const struct session *session)
 {
     if (nbd_client_lost(session->client) && !session->vanished && network->end != END_DRAIN) {
         run_fail(network->run, "%s: lost, and nobody had hung up", session->name);
+    }
+    uint64_t answered = nbd_client_answered(session->client);
+    if (answered < session->due_answers) {
+        run_fail(network->run,
+                 "%s: %" PRIu64 " requests were answered, and the drain owed %" PRIu64 " (O9)",
+                 session->name, answered, session->due_answers);
     }
 }
 
@@ -308,7 +345,7 @@ static void co_close_all(struct network *network)
         struct session *session = &network->sessions[i];
         struct image *image = nbd_client_image(session->client);
         struct errtext err;
-        check_lost(network, session);
+        check_session(network, session);
         int result = image->ops->co_close(image, &err);
         session->client = NULL;
         if (result < 0) {
