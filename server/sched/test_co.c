@@ -190,9 +190,12 @@ static void join_crowd(void *arg)
     memset(local, (int)(number & 0xff), sizeof(local));
     crowd->members[number] = coro_self();
     co_suspend();
-    for (size_t i = 0; i < sizeof(local); i++) {
-        ck_assert_uint_eq(local[i], number & 0xff);
+    /* One assertion a coroutine: each costs a write to the test's parent. */
+    size_t same = 0;
+    while (same < sizeof(local) && local[same] == (number & 0xff)) {
+        same++;
     }
+    ck_assert_uint_eq(same, sizeof(local));
     ck_assert_ptr_eq(coro_self(), crowd->members[number]);
     ck_assert_uint_eq(crowd->finished, number);
     crowd->finished++;
@@ -232,9 +235,11 @@ static __attribute__((noinline)) unsigned descend(const volatile char *base, siz
         return 1;
     }
     unsigned depth = 1 + descend(base, bytes);
-    for (size_t i = 0; i < sizeof(frame); i++) {
-        ck_assert_int_eq(frame[i], 0x5a);
+    size_t same = 0;
+    while (same < sizeof(frame) && frame[same] == 0x5a) {
+        same++;
     }
+    ck_assert_uint_eq(same, sizeof(frame));
     return depth;
 }
 
