@@ -108,6 +108,9 @@ struct image {
     bool ending;
     /* Preferred I/O size for INFO_BLOCK_SIZE: a power of two, 512 or more. */
     uint32_t preferred_bytes;
+    /* What a long write may be cut into at multiples of, without more work: a power of two; 0: any.
+     */
+    uint32_t unit_bytes;
     /* For messages; owned by the image. */
     const char *path;
 };

@@ -94,7 +94,7 @@ static size_t chunk_header_bytes(const struct reply_to *to)
 static uint8_t *put_chunk(uint8_t *at, const struct reply_to *to, bool last, unsigned type,
                           size_t length)
 {
-    unsigned flags = last ? NBD_REPLY_FLAG_DONE : 0U;
+    unsigned flags = last && !to->more ? NBD_REPLY_FLAG_DONE : 0U;
 
     assert(to->form != HEADERS_SIMPLE && length <= UINT32_MAX);
     if (to->form == HEADERS_EXTENDED) {
@@ -159,25 +159,28 @@ void reply_error(struct reply *reply, const struct reply_to *to, uint32_t error,
     add_piece(reply, reply->head, chunk_header_bytes(to) + sizeof(*wire) + text_len);
 }
 
-/* The header of len bytes of data from `offset` on, at `at`; the data is the next piece. */
+/*
+ * The header of len bytes of data at `at`; the data is the next piece. `done` is where they begin
+ * in what this reply answers.
+ */
 static void add_data_header(struct reply *reply, uint8_t *at, const struct reply_to *to,
-                            uint64_t offset, size_t len, bool last)
+                            size_t done, size_t len, bool last)
 {
     struct wire_data *wire =
         (void *)put_chunk(at, to, last, NBD_REPLY_TYPE_OFFSET_DATA, sizeof(*wire) + len);
 
-    put_be64(wire->offset, offset);
+    put_be64(wire->offset, to->offset + to->skipped + done);
     add_piece(reply, at, chunk_header_bytes(to) + sizeof(*wire));
 }
 
-static void add_hole(struct reply *reply, uint8_t *at, const struct reply_to *to, uint64_t offset,
+static void add_hole(struct reply *reply, uint8_t *at, const struct reply_to *to, size_t done,
                      size_t len, bool last)
 {
     struct wire_hole *wire =
         (void *)put_chunk(at, to, last, NBD_REPLY_TYPE_OFFSET_HOLE, sizeof(*wire));
 
     assert(len > 0 && len <= UINT32_MAX);
-    put_be64(wire->offset, offset);
+    put_be64(wire->offset, to->offset + to->skipped + done);
     put_be32(wire->size, (uint32_t)len);
     add_piece(reply, at, chunk_header_bytes(to) + sizeof(*wire));
 }
@@ -185,7 +188,7 @@ static void add_hole(struct reply *reply, uint8_t *at, const struct reply_to *to
 /* One data chunk over everything: what a read without holes, and DF, want. */
 static void read_as_one(struct reply *reply, const struct reply_to *to, void *payload, size_t len)
 {
-    add_data_header(reply, reply->head, to, to->offset, len, true);
+    add_data_header(reply, reply->head, to, 0, len, true);
     add_piece(reply, payload, len);
 }
 
@@ -209,7 +212,7 @@ static void read_with_holes(struct reply *reply, struct long_list *room, const s
         size_t data_end = i < holes->count ? holes->run[i].offset : len;
         assert(data_end >= done && data_end <= len);
         if (data_end > done) {
-            add_data_header(reply, room->headers[headers++], to, to->offset + done, data_end - done,
+            add_data_header(reply, room->headers[headers++], to, done, data_end - done,
                             data_end == len);
             add_piece(reply, payload + done, data_end - done);
         }
@@ -217,8 +220,7 @@ static void read_with_holes(struct reply *reply, struct long_list *room, const s
         if (i < holes->count) {
             size_t hole_len = holes->run[i].len;
             assert(hole_len <= len - done);
-            add_hole(reply, room->headers[headers++], to, to->offset + done, hole_len,
-                     done + hole_len == len);
+            add_hole(reply, room->headers[headers++], to, done, hole_len, done + hole_len == len);
             done += hole_len;
         }
     }
@@ -235,7 +237,7 @@ static void read_in_chunks(struct reply *reply, const struct reply_to *to, void 
     }
     assert(holes->count <= READ_HOLES_MAX);
     if (holes->count == 1 && holes->run[0].len == len) {
-        add_hole(reply, reply->head, to, to->offset, len, true);
+        add_hole(reply, reply->head, to, 0, len, true);
         return;
     }
     struct long_list *room = buffer_get(sizeof(*room));

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * Building replies: a list of pieces of memory, ready to be sent in order. Payload is named where
- * it lies, never copied. A reply is built whole, after the work is done, so its last content chunk
- * may carry DONE: no error can come after it.
+ * it lies, never copied. A reply is built after its work is done, so its last content chunk may
+ * carry DONE: no error can come after it. A long READ is answered by several replies, of which the
+ * last one carries DONE, or is an error.
  */
 #ifndef QCOWD_PROTO_REPLY_H
 #define QCOWD_PROTO_REPLY_H
@@ -19,7 +20,9 @@
 struct reply_to {
     enum header_form form;
     uint64_t cookie;
-    uint64_t offset; /* the request's: extended headers repeat it */
+    uint64_t offset;  /* the request's: extended headers repeat it */
+    uint64_t skipped; /* READ: so many bytes of the request were answered by earlier replies */
+    bool more;        /* READ: another reply follows */
 };
 
 /* Longest text in an error chunk. */
@@ -51,9 +54,9 @@ void reply_read_nothing(struct reply *reply, const struct reply_to *to);
 /* An error; with text where the form has a place for it. */
 void reply_error(struct reply *reply, const struct reply_to *to, uint32_t error, const char *text);
 /*
- * len bytes (> 0) from the request's offset on lie at payload, except for the holes (may be NULL
- * and is NULL with simple headers), which are sent as such. Without memory for a long list the
- * holes are filled and sent as data.
+ * len bytes (> 0) from the request's offset on, less what is skipped, lie at payload, except for
+ * the holes (may be NULL and is NULL with simple headers), which are sent as such. Without memory
+ * for a long list the holes are filled and sent as data.
  */
 void reply_read(struct reply *reply, const struct reply_to *to, void *payload, size_t len,
                 const struct read_holes *holes);

@@ -15,9 +15,11 @@
 #define COOKIE 0x1122334455667788ULL
 #define OFFSET 123457ULL
 
-static const struct reply_to simple = {HEADERS_SIMPLE, COOKIE, OFFSET};
-static const struct reply_to structured = {HEADERS_STRUCTURED, COOKIE, OFFSET};
-static const struct reply_to extended = {HEADERS_EXTENDED, COOKIE, OFFSET};
+static const struct reply_to simple = {.form = HEADERS_SIMPLE, .cookie = COOKIE, .offset = OFFSET};
+static const struct reply_to structured = {
+    .form = HEADERS_STRUCTURED, .cookie = COOKIE, .offset = OFFSET};
+static const struct reply_to extended = {
+    .form = HEADERS_EXTENDED, .cookie = COOKIE, .offset = OFFSET};
 
 /* All of a reply in one piece; the caller frees. */
 static uint8_t *flatten(const struct reply *reply)

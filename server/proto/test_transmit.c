@@ -861,6 +861,183 @@ START_TEST(flush_of_an_image_that_cannot_be_written)
 }
 END_TEST
 
+#define LONG_BYTES 700000U
+
+/* A long read's chunks up to the last one; returns how many, and the last. */
+static unsigned take_long_read(struct client *client, uint64_t offset, struct chunk *last)
+{
+    size_t covered = 0;
+    unsigned count = 0;
+
+    do {
+        *last = client_chunk(client);
+        count++;
+        ck_assert_uint_eq(last->cookie, 9);
+        ck_assert(!client->extended || last->offset == offset);
+        if (last->type == NBD_REPLY_TYPE_OFFSET_DATA) {
+            size_t len = last->length - 8;
+            ck_assert(get_be64(last->payload) == offset + covered);
+            ck_assert(memcmp(last->payload + 8, rig->disk->bytes + offset + covered, len) == 0);
+            covered += len;
+        }
+    } while (!(last->flags & NBD_REPLY_FLAG_DONE));
+    ck_assert(last->type == NBD_REPLY_TYPE_ERROR || covered == LONG_BYTES);
+    return count;
+}
+
+static void request_long_read(struct client *client, uint64_t offset)
+{
+    if (client->extended) {
+        client_extended(client, NBD_CMD_READ, 0, 9, offset, LONG_BYTES);
+    } else {
+        client_request(client, NBD_CMD_READ, 0, 9, offset, LONG_BYTES);
+    }
+}
+
+START_TEST(long_reads_are_answered_in_parts)
+{
+    static const int ways[] = {STRUCTURED, EXTENDED};
+    struct chunk last;
+    rig = rig_create();
+    for (size_t i = 0; i < ARRAY_LEN(ways); i++) {
+        struct client *client = client_enter(rig, "", ways[i]);
+        rig->disk->reads = 0;
+        request_long_read(client, 1000);
+        unsigned chunks = take_long_read(client, 1000, &last);
+        ck_assert_uint_eq(chunks, rig->disk->reads);
+        ck_assert_uint_gt(chunks, 3);
+
+        /* An error in the middle ends it. */
+        rig->disk->hold = true;
+        request_long_read(client, 1000);
+        rig_release(rig, 0);
+        rig_run(rig);
+        rig->disk->fail = -EIO;
+        rig_release_all(rig);
+        rig_run(rig);
+        ck_assert_uint_eq(take_long_read(client, 1000, &last), 2);
+        ck_assert(last.type == NBD_REPLY_TYPE_ERROR && get_be32(last.payload) == NBD_EIO);
+        rig->disk->fail = 0;
+
+        /* What comes from a slow disk is read in two parts. */
+        rig->disk->hold = true;
+        rig->disk->reads = 0;
+        request_long_read(client, 0);
+        rig_advance(rig, 5 * MS);
+        rig_release_all(rig);
+        rig_run(rig);
+        ck_assert_uint_eq(take_long_read(client, 0, &last), 2);
+        ck_assert_uint_eq(rig->disk->reads, 2);
+        client_free(client);
+    }
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(long_holes_are_one_chunk)
+{
+    rig = rig_create();
+    struct client *client = client_enter(rig, "", STRUCTURED);
+    for (unsigned unit = 0; unit < 2 * MIB / RIG_UNIT_BYTES; unit++) {
+        rig->disk->extent_flags[unit] = EXTENT_HOLE | EXTENT_ZERO;
+    }
+    client_request(client, NBD_CMD_READ, 0, 1, 4096, 1 << 20);
+    struct chunk chunk = client_chunk(client);
+    ck_assert(chunk.type == NBD_REPLY_TYPE_OFFSET_HOLE && chunk.flags == NBD_REPLY_FLAG_DONE);
+    ck_assert(get_be64(chunk.payload) == 4096 && get_be32(chunk.payload + 8) == 1 << 20);
+    /* A hole that ends within. */
+    client_request(client, NBD_CMD_READ, 0, 2, 1 << 20, (1 << 20) + 100);
+    chunk = client_chunk(client);
+    ck_assert(chunk.type == NBD_REPLY_TYPE_OFFSET_HOLE && chunk.flags == 0);
+    ck_assert(get_be64(chunk.payload) == 1 << 20 && get_be32(chunk.payload + 8) == 1 << 20);
+    chunk = client_chunk(client);
+    ck_assert(chunk.type == NBD_REPLY_TYPE_OFFSET_DATA && chunk.flags == NBD_REPLY_FLAG_DONE);
+    ck_assert(get_be64(chunk.payload) == 2 << 20 && chunk.length == 108);
+    ck_assert(client_unread(client) == 0);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(long_writes_are_written_in_parts)
+{
+    static uint8_t payload[LONG_BYTES];
+    rig = rig_create();
+    for (size_t i = 0; i < sizeof(payload); i++) {
+        payload[i] = (uint8_t)(i * 13 + i / 255);
+    }
+    struct client *client = client_enter(rig, "", SIMPLE);
+    rig->disk->hold = true;
+    client_request(client, NBD_CMD_WRITE, NBD_CMD_FLAG_FUA, 1, 77, LONG_BYTES);
+    client_send(client, payload, LONG_BYTES / 2);
+    rig_run(rig);
+    ck_assert_uint_gt(rig_held(rig), 0); /* before all is there */
+    client_send(client, payload + LONG_BYTES / 2, LONG_BYTES - LONG_BYTES / 2);
+    rig_run(rig);
+    while (rig_held(rig) > 0) {
+        ck_assert(client_unread(client) == 0);
+        rig_release(rig, rig_held(rig) - 1);
+        rig_run(rig);
+    }
+    client_expect_simple(client, 1, 0);
+    ck_assert(memcmp(rig->disk->bytes + 77, payload, LONG_BYTES) == 0);
+    ck_assert(rig->disk->writes > 3 && rig->disk->flushes == 1); /* FUA */
+
+    /* One part fails, and so does the request; the connection goes on. */
+    client_request(client, NBD_CMD_WRITE, 0, 2, 0, LONG_BYTES);
+    client_send(client, payload, LONG_BYTES / 2);
+    rig->disk->hold = false;
+    rig->disk->fail = -ENOSPC;
+    client_send(client, payload + LONG_BYTES / 2, LONG_BYTES - LONG_BYTES / 2);
+    rig_release_all(rig);
+    rig_run(rig);
+    client_expect_simple(client, 2, NBD_ENOSPC);
+    rig->disk->fail = 0;
+    client_request(client, NBD_CMD_WRITE, 0, 3, 0, LONG_BYTES);
+    client_send(client, payload, LONG_BYTES);
+    client_expect_simple(client, 3, 0);
+    ck_assert_uint_eq(rig->disk->flushes, 1);
+    client_free(client);
+
+    /* No larger than a cluster helps: the image says so. */
+    rig->disk->image.unit_bytes = 2 << 20;
+    rig->disk->writes = 0;
+    client = client_enter(rig, "", SIMPLE);
+    client_request(client, NBD_CMD_WRITE, 0, 4, 0, LONG_BYTES);
+    client_send(client, payload, LONG_BYTES);
+    client_expect_simple(client, 4, 0);
+    ck_assert_uint_eq(rig->disk->writes, 1);
+    client_free(client);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(long_requests_of_who_vanishes_end)
+{
+    static uint8_t payload[LONG_BYTES];
+    rig = rig_create();
+    for (size_t cut = 0; cut <= LONG_BYTES; cut += LONG_BYTES / 5) {
+        struct client *client = client_enter(rig, "", STRUCTURED);
+        rig->disk->hold = true;
+        client->window = 1000;
+        client_request(client, NBD_CMD_READ, 0, 1, 0, LONG_BYTES);
+        client_request(client, NBD_CMD_WRITE, 0, 2, 0, LONG_BYTES);
+        client_send(client, payload, cut);
+        rig_run(rig);
+        if (cut % 2) {
+            rig_release(rig, 0);
+            rig_run(rig);
+        }
+        client_vanish(client);
+        rig_release_all(rig);
+        rig_run(rig);
+        ck_assert(client->closed);
+        client_free(client);
+    }
+    rig_free(rig);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -894,6 +1071,10 @@ int main(void)
         garbage_in_transmission,
         statement_57_connections_share_the_image,
         flush_of_an_image_that_cannot_be_written,
+        long_reads_are_answered_in_parts,
+        long_holes_are_one_chunk,
+        long_writes_are_written_in_parts,
+        long_requests_of_who_vanishes_end,
     };
     return run_tests("transmit", tests, ARRAY_LEN(tests));
 }

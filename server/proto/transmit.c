@@ -10,6 +10,9 @@
  *
  * Replies are sent whole and one after the other, so that those of different requests interleave at
  * borders of chunks only.
+ *
+ * Long READs and WRITEs are worked off in parts: their bytes then move through a small buffer that
+ * stays in the processor's cache, which costs two thirds of moving them through a large one.
  */
 #include "proto/transmit.h"
 
@@ -29,6 +32,12 @@
 /* One send takes this many pieces at most, and no further reply past this many bytes. */
 #define BATCH_PIECES_MAX (2U * REPLY_PIECES_MAX)
 #define BATCH_BYTES      (2U * 1024U * 1024U)
+/*
+ * A part of a READ or WRITE; parts end at multiples of this. When a part of a READ took longer than
+ * that, its bytes were not in the page cache: the rest is read in one go, as devices like it.
+ */
+#define PART_BYTES   (128U * 1024U)
+#define PART_SLOW_NS 500000U
 /* Command objects kept for reuse, by all connections together. */
 #define SPARE_COMMANDS_MAX 512U
 /*
@@ -47,6 +56,13 @@ struct command {
     void *payload;
     size_t payload_len;
     struct reply reply;
+    /* READ in parts: the reply at hand is not the last. Its sending wakes the queue. */
+    bool reply_is_part;
+    struct wait_queue part_sent;
+    /* WRITE in parts. */
+    bool written_in_parts;
+    struct group parts;
+    int parts_result; /* 0, or the first error */
 };
 
 /* ---- Command objects and what they are charged for ---- */
@@ -161,6 +177,11 @@ static struct command *co_admit(struct connection *conn, const struct nbd_reques
     command->payload = NULL;
     command->payload_len = 0;
     command->reply.extra = NULL;
+    command->reply_is_part = false;
+    wait_queue_init(&command->part_sent);
+    command->written_in_parts = false;
+    group_init(&command->parts);
+    command->parts_result = 0;
     conn->in_flight++;
     conn->accepted += command->accepted;
     conn->payload_bytes += bytes;
@@ -191,13 +212,24 @@ static void command_finish(struct command *command)
     }
 }
 
-static int command_take_buffer(struct command *command)
+/* The reply at hand was sent or dropped: was that all? */
+static void command_replied(struct command *command)
 {
-    command->payload = buffer_get((size_t)command->request.length);
+    if (command->reply_is_part) {
+        command->reply_is_part = false;
+        wait_queue_wake_all(&command->part_sent);
+    } else {
+        command_finish(command);
+    }
+}
+
+static int command_take_buffer(struct command *command, size_t len)
+{
+    command->payload = buffer_get(len);
     if (!command->payload) {
         return -ENOMEM;
     }
-    command->payload_len = (size_t)command->request.length;
+    command->payload_len = len;
     return 0;
 }
 
@@ -214,7 +246,7 @@ static void drop_replies(struct connection *conn)
     struct list *link;
 
     while ((link = list_pop_front(&conn->replies)) != NULL) {
-        command_finish(list_entry(link, struct command, link));
+        command_replied(list_entry(link, struct command, link));
     }
 }
 
@@ -258,7 +290,7 @@ static bool co_send_batch(struct connection *conn)
         connection_abort(conn, strerror(-rc));
     }
     while ((link = list_pop_front(&batch)) != NULL) {
-        command_finish(list_entry(link, struct command, link));
+        command_replied(list_entry(link, struct command, link));
     }
     return more;
 }
@@ -373,7 +405,95 @@ static unsigned image_flags(const struct nbd_request *request)
     return flags;
 }
 
-static int co_run_read(struct command *command, struct image *image)
+/* Where the part that begins `done` bytes into a request ends. */
+static size_t part_end(const struct nbd_request *request, size_t done, uint64_t part_bytes)
+{
+    uint64_t end = round_down_to(request->offset + done, part_bytes) + part_bytes;
+    return (size_t)MIN_OF(end - request->offset, request->length);
+}
+
+/* Has the reply sent that was built, to go on after it. -ESHUTDOWN when the peer is gone. */
+static int co_send_part(struct command *command)
+{
+    struct connection *conn = command->conn;
+
+    if (!conn->aborted) {
+        command->reply_is_part = true;
+        command_queue_reply(command);
+        while (command->reply_is_part) {
+            co_wait(&command->part_sent);
+        }
+    }
+    reply_release(&command->reply);
+    return conn->aborted ? -ESHUTDOWN : 0;
+}
+
+/* Replies with len bytes at payload, or with a hole (NULL). *to moves on. */
+static int co_reply_part(struct command *command, struct reply_to *to, void *payload, size_t len,
+                         const struct read_holes *holes)
+{
+    to->more = to->skipped + len < command->request.length;
+    reply_read(&command->reply, to, payload, len, holes);
+    to->skipped += len;
+    return to->more ? co_send_part(command) : 0;
+}
+
+static bool is_one_hole(const struct read_holes *holes, size_t len)
+{
+    return holes->count == 1 && holes->run[0].len == len;
+}
+
+/* Reads the bytes up to `end` of the request into the command's buffer, which may be replaced. */
+static int co_read_part(struct command *command, struct image *image, size_t done, size_t end,
+                        struct read_holes *holes)
+{
+    if (command->payload && command->payload_len < end - done) {
+        command_drop_buffer(command);
+    }
+    if (!command->payload) {
+        int rc = command_take_buffer(command, end - done);
+        if (rc < 0) {
+            return rc;
+        }
+    }
+    holes->count = 0;
+    return image->ops->co_read(image, command->request.offset + done, command->payload, end - done,
+                               holes);
+}
+
+/* One or more replies with chunks; neighbouring holes become one. */
+static int co_run_read_in_parts(struct command *command, struct image *image)
+{
+    const struct nbd_request *request = &command->request;
+    struct world *world = command->conn->service->world;
+    struct reply_to to = reply_to(command);
+    struct read_holes holes;
+    size_t end = part_end(request, 0, PART_BYTES);
+
+    for (size_t done = 0; done < request->length;) {
+        uint64_t began_ns = world_now_ns(world);
+        int rc = co_read_part(command, image, done, end, &holes);
+        bool slow = world_now_ns(world) - began_ns > PART_SLOW_NS;
+        size_t len = end - done;
+        bool hole = rc == 0 && is_one_hole(&holes, len);
+        size_t hole_len = done - (size_t)to.skipped + (hole ? len : 0);
+        if (rc == 0 && hole_len > 0 && (!hole || end == request->length)) {
+            struct read_holes all = {.count = 1, .run[0] = {0, hole_len}};
+            rc = co_reply_part(command, &to, NULL, hole_len, &all);
+        }
+        if (rc == 0 && !hole) {
+            rc = co_reply_part(command, &to, command->payload, len, &holes);
+        }
+        if (rc < 0) {
+            return rc;
+        }
+        done = end;
+        end = slow ? (size_t)request->length : part_end(request, done, PART_BYTES);
+    }
+    return 0;
+}
+
+static int co_run_read_whole(struct command *command, struct image *image)
 {
     const struct nbd_request *request = &command->request;
     struct reply *reply = &command->reply;
@@ -382,7 +502,7 @@ static int co_run_read(struct command *command, struct image *image)
     bool want_holes = to.form != HEADERS_SIMPLE && !(request->flags & NBD_CMD_FLAG_DF);
     struct read_holes holes;
 
-    int rc = command_take_buffer(command);
+    int rc = command_take_buffer(command, len);
     if (rc < 0) {
         return rc;
     }
@@ -399,10 +519,28 @@ static int co_run_read(struct command *command, struct image *image)
     return 0;
 }
 
+static int co_run_read(struct command *command, struct image *image)
+{
+    const struct nbd_request *request = &command->request;
+    bool chunks = command->conn->form != HEADERS_SIMPLE && !(request->flags & NBD_CMD_FLAG_DF);
+
+    if (chunks && request->length > PART_BYTES) {
+        return co_run_read_in_parts(command, image);
+    }
+    return co_run_read_whole(command, image);
+}
+
 static int co_run_write(struct command *command, struct image *image)
 {
     const struct nbd_request *request = &command->request;
 
+    if (command->written_in_parts) {
+        co_group_wait(&command->parts);
+        if (command->parts_result == 0 && (request->flags & NBD_CMD_FLAG_FUA)) {
+            return image->ops->co_flush(image); /* O4 */
+        }
+        return command->parts_result;
+    }
     int rc = image->ops->co_write(image, request->offset, command->payload, (size_t)request->length,
                                   image_flags(request));
     command_drop_buffer(command);
@@ -520,25 +658,130 @@ static void command_start(struct command *command)
     }
 }
 
+struct write_part {
+    struct command *command;
+    uint64_t offset;
+    void *bytes;
+    size_t len;
+};
+
+static void write_part_free(struct write_part *part)
+{
+    if (part) {
+        buffer_put(part->bytes, part->len);
+        free(part);
+    }
+}
+
+static struct write_part *write_part_create(struct command *command, size_t done, size_t end)
+{
+    struct write_part *part = calloc(1, sizeof(*part));
+
+    if (part) {
+        part->command = command;
+        part->offset = command->request.offset + done;
+        part->len = end - done;
+        part->bytes = buffer_get(part->len);
+    }
+    if (part && !part->bytes) {
+        write_part_free(part);
+        part = NULL;
+    }
+    return part;
+}
+
+static void part_result(struct command *command, int result)
+{
+    if (command->parts_result == 0) {
+        command->parts_result = result;
+    }
+}
+
+static void co_write_part(void *arg)
+{
+    struct write_part *part = arg;
+    struct command *command = part->command;
+    struct image *image = command->conn->chosen->image;
+
+    if (command->parts_result == 0) {
+        part_result(command, image->ops->co_write(image, part->offset, part->bytes, part->len, 0));
+    }
+    write_part_free(part);
+    group_leave(&command->parts);
+}
+
+/* Receives one part and has it written while the next one comes. 0, or the stream's error. */
+static int co_receive_part(struct command *command, size_t done, size_t end)
+{
+    struct input *input = &command->conn->input;
+    struct write_part *part =
+        command->parts_result == 0 ? write_part_create(command, done, end) : NULL;
+
+    if (!part) {
+        part_result(command, -ENOMEM);
+        return co_input_skip(input, end - done);
+    }
+    int rc = co_input_read(input, part->bytes, part->len);
+    if (rc < 0) {
+        write_part_free(part);
+        return rc;
+    }
+    group_enter(&command->parts);
+    if (coro_spawn(co_write_part, part, "nbd write") < 0) {
+        part_result(command, -ENOMEM);
+        write_part_free(part);
+        group_leave(&command->parts);
+        return 0;
+    }
+    co_yield (); /* most often it is written at once, and the next part gets its buffer */
+    return 0;
+}
+
+static int co_receive_in_parts(struct command *command, uint64_t part_bytes)
+{
+    size_t len = (size_t)command->request.length;
+    int rc = 0;
+
+    command->written_in_parts = true;
+    for (size_t done = 0, end; done < len && rc == 0; done = end) {
+        end = part_end(&command->request, done, part_bytes);
+        rc = co_receive_part(command, done, end);
+    }
+    if (rc < 0) {
+        co_group_wait(&command->parts);
+    }
+    return rc;
+}
+
+/* Receives what is to be written, all of it or in parts. 0, or the stream's error. */
+static int co_receive_data(struct command *command)
+{
+    struct connection *conn = command->conn;
+    uint64_t unit_bytes = conn->chosen->image->unit_bytes;
+    uint64_t part_bytes = MAX_OF((uint64_t)PART_BYTES, unit_bytes);
+
+    if (command->request.length > part_bytes) {
+        return co_receive_in_parts(command, part_bytes);
+    }
+    if (command_take_buffer(command, (size_t)command->request.length) < 0) {
+        command->request.error = NBD_ENOMEM;
+        command->request.reason = reply_error_text(NBD_ENOMEM);
+        return co_input_skip(&conn->input, command->request.payload_len);
+    }
+    return co_input_read(&conn->input, command->payload, command->payload_len);
+}
+
 /* Receives the payload, or drains it when the request is refused. False when the stream ended. */
 static bool co_receive_payload(struct command *command)
 {
     struct connection *conn = command->conn;
     struct nbd_request *request = &command->request;
 
-    if (!request->error && command_take_buffer(command) < 0) {
-        request->error = NBD_ENOMEM;
-        request->reason = reply_error_text(NBD_ENOMEM);
-    }
     if (command->charged_bytes > command->reserve_bytes) {
         conn->receive_stalls_ns = connection_stall_time(conn, request->payload_len);
     }
-    int rc;
-    if (request->error) {
-        rc = co_input_skip(&conn->input, request->payload_len);
-    } else {
-        rc = co_input_read(&conn->input, command->payload, command->payload_len);
-    }
+    int rc = request->error ? co_input_skip(&conn->input, request->payload_len)
+                            : co_receive_data(command);
     conn->receive_stalls_ns = 0;
     if (rc < 0) {
         log_debug("client %s: gone within a payload", conn->stream->peer);

@@ -449,6 +449,7 @@ static int layer_init(struct qcow2 *q, struct errtext *err)
     budget_init(&q->copy_bytes, LIMIT_PAYLOAD_BYTES);
     q->image.size_bytes = q->geo.size_bytes;
     q->image.can_zero_fast = q->geo.has_zero_flag && !q->image.read_only;
+    q->image.unit_bytes = (uint32_t)q->geo.cluster_bytes;
     q->image.preferred_bytes = (uint32_t)MIN_OF(MAX_OF(q->geo.subcluster_bytes, 4096U), 65536U);
     return 0;
 }
