@@ -296,7 +296,9 @@ static int co_flush(struct disk *disk)
     if (!disk->writable) {
         return 0;
     }
-    int ret = co_fsync(d, d->fd, IORING_FSYNC_DATASYNC);
+    /* In memory there is nothing to wait for, and handing it to a kernel worker is all the cost. */
+    int ret = d->in_memory ? (fdatasync(d->fd) < 0 ? -errno : 0)
+                           : co_fsync(d, d->fd, IORING_FSYNC_DATASYNC);
     if (ret == 0 && d->name_unsynced) {
         ret = co_sync_name(d);
     }

@@ -20,7 +20,7 @@ struct disk_real {
     uint32_t block_bytes; /* logical block of a block device, 1 otherwise */
 
     bool cached_reads;           /* RWF_NOWAIT works here */
-    bool in_memory;              /* tmpfs: a read never waits for a device */
+    bool in_memory;              /* tmpfs: nothing ever waits for a device */
     bool zero_range_lacking;     /* found out on first use */
     bool name_unsynced;          /* made by us, directory not yet synced */
     unsigned fallocates_running; /* each locks the file, so that an inline write would wait */
