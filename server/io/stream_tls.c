@@ -34,12 +34,13 @@
 #define RECORD_BYTES 16384U
 /* Header, tag, padding; and a key update that may go before it. */
 #define RECORD_ROOM      (RECORD_BYTES + 1024U)
-#define RECV_SMALL_BYTES 4096U
+#define RECV_SMALL_BYTES 512U
 #define RECV_LARGE_BYTES (64U * 1024U)
 #define SEND_BYTES_MAX   (8U * RECORD_ROOM)
-#define HANDSHAKE_BYTES  16384U
-#define GOODBYE_BYTES    1024U
-#define GOODBYE_NS       (1000ULL * 1000 * 1000)
+/* What the server says in a handshake goes out in pieces of this size. */
+#define FLIGHT_BYTES  2048U
+#define GOODBYE_BYTES 1024U
+#define GOODBYE_NS    (1000ULL * 1000 * 1000)
 /* No record is shorter: its header. */
 #define RECORD_BYTES_MIN 5U
 
@@ -56,7 +57,7 @@ struct tls_stream {
     struct world *world;
     struct tls_keys *keys;
     gnutls_session_t session;
-    struct tls_buffer received; /* encrypted */
+    struct tls_buffer received; /* encrypted; in `small`, or the pool's */
     struct tls_buffer to_send;  /* encrypted; the sender's, no bytes without one */
     bool aborted;
     bool recv_ended; /* by us */
@@ -64,6 +65,7 @@ struct tls_stream {
     bool broken;     /* the session can say nothing more */
     struct world_timer goodbye_timer;
     char *identity;
+    uint8_t small[RECV_SMALL_BYTES];
 };
 
 static struct tls_stream *to_tls(struct stream *stream)
@@ -149,23 +151,30 @@ static ssize_t co_fill(struct tls_stream *s)
     return got;
 }
 
+static void release_received(struct tls_stream *s)
+{
+    if (s->received.bytes != s->small) {
+        tls_buffer_release(&s->received);
+    }
+}
+
 /*
- * Before a receive: a full buffer means that there is more. Stays as it is without memory. So one
- * that waits for a silent peer is small.
+ * Before a receive: a full buffer means that there is more to come, any other that the peer may
+ * fall silent, and then a session should cost little.
  */
 static void fit_receive_buffer(struct tls_stream *s)
 {
-    struct tls_buffer *old = &s->received;
-    bool was_full = old->end == old->capacity;
-    bool grow = was_full && old->capacity < RECV_LARGE_BYTES;
-    bool shrink = !was_full && old->capacity > RECV_SMALL_BYTES;
-    struct tls_buffer fresh;
+    bool was_full = s->received.end == s->received.capacity;
+    struct tls_buffer fresh = {.bytes = s->small, .capacity = sizeof(s->small)};
 
-    if ((grow || shrink) &&
-        tls_buffer_init(&fresh, grow ? RECV_LARGE_BYTES : RECV_SMALL_BYTES) == 0) {
-        tls_buffer_release(old);
-        *old = fresh;
+    if (was_full && s->received.capacity == RECV_LARGE_BYTES) {
+        return;
     }
+    if (was_full && tls_buffer_init(&fresh, RECV_LARGE_BYTES) < 0) {
+        return; /* it goes with the one there is */
+    }
+    release_received(s);
+    s->received = fresh;
 }
 
 /* Sends what GnuTLS has left for us. */
@@ -417,7 +426,7 @@ static void tls_stream_free(struct tls_stream *s)
         coro_call_on_driver(run_deinit, s);
     }
     tls_keys_release(s->keys);
-    tls_buffer_release(&s->received);
+    release_received(s);
     tls_buffer_release(&s->to_send);
     free(s->identity);
     free(s);
@@ -618,21 +627,23 @@ static int co_feed_handshake(struct handshake *handshake)
     return 0;
 }
 
+/* There is no session before the client's first byte: who sends none costs little. */
 static int co_handshake(struct handshake *handshake)
 {
     struct tls_stream *s = handshake->s;
 
-    for (;;) {
-        s->world->ops->co_work(s->world, run_handshake, handshake);
-        if (!goes_on(handshake->code)) {
-            int sent = co_flush(s, false); /* the end of ours, or an alert */
-            return handshake->result < 0 ? handshake->result : sent;
-        }
+    do {
         int result = co_feed_handshake(handshake);
         if (result < 0) {
             return result;
         }
+        s->world->ops->co_work(s->world, run_handshake, handshake);
+    } while (goes_on(handshake->code));
+    int sent = co_flush(s, false); /* the end of ours, or an alert */
+    if (handshake->result == 0 && sent < 0) {
+        return err_set(handshake->err, -sent, "the client is gone: %s", strerror(-sent));
     }
+    return handshake->result;
 }
 
 static void run_log_session(void *arg)
@@ -651,8 +662,11 @@ int co_tls_accept(struct tls *tls, struct world *world, struct stream *inner, st
                   struct errtext *err)
 {
     struct tls_stream *s = calloc(1, sizeof(*s));
+    uint8_t *flight = malloc(FLIGHT_BYTES);
 
-    if (!s) {
+    if (!s || !flight) {
+        free(s);
+        free(flight);
         return err_set(err, ENOMEM, "out of memory");
     }
     s->base = (struct stream){.ops = &tls_stream_ops, .peer = inner->peer};
@@ -661,14 +675,12 @@ int co_tls_accept(struct tls *tls, struct world *world, struct stream *inner, st
     s->keys = tls_keys_hold(tls);
     s->recv_result = 1;
     s->goodbye_timer.fired = on_goodbye_late;
-    if (tls_buffer_init(&s->received, RECV_SMALL_BYTES) < 0 ||
-        tls_buffer_init(&s->to_send, HANDSHAKE_BYTES) < 0) {
-        tls_stream_free(s);
-        return err_set(err, ENOMEM, "out of memory");
-    }
+    s->received = (struct tls_buffer){.bytes = s->small, .capacity = sizeof(s->small)};
+    s->to_send = (struct tls_buffer){.bytes = flight, .capacity = FLIGHT_BYTES};
     struct handshake handshake = {.s = s, .tls = tls, .err = err};
     int result = co_handshake(&handshake);
-    tls_buffer_release(&s->to_send);
+    s->to_send = (struct tls_buffer){.bytes = NULL};
+    free(flight);
     if (result < 0) {
         tls_stream_free(s);
         return result;
