@@ -39,7 +39,7 @@ static int run_command(const struct config *config)
     case COMMAND_INFO:
         return cmd_info(config);
     case COMMAND_HELP:
-        fputs(options_help, stdout);
+        options_print_help(stdout);
         return EXIT_SUCCESS;
     case COMMAND_VERSION:
         puts("qcowd " QCOWD_VERSION);

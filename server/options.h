@@ -8,6 +8,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "base/errtext.h"
 #include "base/log.h"
@@ -63,6 +64,8 @@ struct config {
     struct create_config create;
     enum check_repair repair;
     bool json;
+    char **operands; /* IMAGE and what follows it */
+    int operand_count;
 };
 
 /*
@@ -72,6 +75,6 @@ struct config {
 int options_parse(struct config *config, int argc, char **argv, struct errtext *err);
 
 /* The text of --help. */
-extern const char options_help[];
+void options_print_help(FILE *out);
 
 #endif
