@@ -12,8 +12,6 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,6 +19,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "address.h"
 #include "base/limits.h"
 #include "base/log.h"
 #include "break_control.h"
@@ -33,18 +32,10 @@
 #include "runtime.h"
 #include "sched/co.h"
 #include "sched/sync.h"
-#include "uri.h"
+#include "stdio_stream.h"
 
 /* What we open beside connections and images: ring, signals, listeners, standard descriptors. */
 #define OTHER_DESCRIPTORS 64U
-
-/* How clients reach us; owned strings, empty where there is no such way. */
-struct address {
-    char *unix_path; /* absolute */
-    char *port;
-    char *uri;
-    char *old_uri;
-};
 
 struct server {
     const char *image_path;
@@ -204,58 +195,6 @@ static bool should_stop(const struct server *server)
     return server->stop_signals > 0 || server->stdio_done || server->captive.ended;
 }
 
-static char *absolute_path(const char *path)
-{
-    char *absolute = NULL;
-    char *directory = *path == '/' ? NULL : getcwd(NULL, 0);
-    if (!directory) {
-        return strdup(path);
-    }
-    if (asprintf(&absolute, "%s/%s", directory, path) < 0) {
-        absolute = NULL;
-    }
-    free(directory);
-    return absolute;
-}
-
-/* The host that a client on this machine would use. */
-static const char *host_for_clients(const char *bind)
-{
-    if (!bind || strcmp(bind, "0.0.0.0") == 0 || strcmp(bind, "::") == 0) {
-        return "localhost";
-    }
-    return bind;
-}
-
-static char *decimal(unsigned value)
-{
-    char *text;
-    return asprintf(&text, "%u", value) < 0 ? NULL : text;
-}
-
-/* A Unix socket is preferred where there are both: only it says who may connect. */
-static int describe_address(struct server *server, uint16_t port, struct errtext *err)
-{
-    const struct serve_config *config = server->config;
-    struct address *address = &server->address;
-    bool tls = config->tls_mode == NBD_TLS_REQUIRE;
-    const char *unix_path = config->unix_path ? config->unix_path : server->temporary_socket;
-    const char *host = host_for_clients(config->bind);
-    address->unix_path = unix_path ? absolute_path(unix_path) : strdup("");
-    address->port = config->tcp ? decimal(port) : strdup("");
-    if (unix_path && address->unix_path) {
-        address->uri = uri_unix(tls, address->unix_path, config->export_name);
-        address->old_uri = old_uri_unix(address->unix_path, config->export_name);
-    } else if (!unix_path) {
-        address->uri = uri_tcp(tls, host, port, config->export_name);
-        address->old_uri = old_uri_tcp(host, port, config->export_name);
-    }
-    if (!address->unix_path || !address->port || !address->uri || !address->old_uri) {
-        return err_set(err, ENOMEM, "out of memory");
-    }
-    return 0;
-}
-
 static int open_listeners(struct server *server, struct errtext *err)
 {
     const struct serve_config *config = server->config;
@@ -274,7 +213,7 @@ static int open_listeners(struct server *server, struct errtext *err)
         result = listeners_add_tcp(&server->listeners, config->bind, &port, err);
     }
     if (result == 0) {
-        result = describe_address(server, port, err);
+        result = address_describe(&server->address, config, unix_path, port, err);
     }
     if (result == 0 && listeners_start(&server->listeners) < 0) {
         result = err_set(err, ENOMEM, "out of memory");
@@ -289,45 +228,14 @@ static void note_stdio_done(void *arg)
     wait_queue_wake_all(&server->changed);
 }
 
-/* Moves descriptor 0 or 1 away and leaves /dev/null there, so that nothing strays into the
- * protocol. */
-static int take_stdio(int fd)
-{
-    int moved = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    if (moved < 0 || null < 0 || dup2(null, fd) < 0) {
-        int error = errno;
-        if (moved >= 0) {
-            close(moved);
-        }
-        moved = -error;
-    }
-    if (null >= 0) {
-        close(null);
-    }
-    return moved;
-}
-
 static int co_serve_stdio(struct server *server, struct errtext *err)
 {
     struct stream *stream;
-    if (isatty(STDIN_FILENO)) {
-        return err_set(err, EINVAL,
-                       "--stdio speaks NBD, and stdin is a terminal: let a client start qcowd, or "
-                       "use --unix");
+    int result = stdio_take(server->runtime.loop, &stream, err);
+    if (result < 0) {
+        return result;
     }
-    int in = take_stdio(STDIN_FILENO);
-    int out = in < 0 ? in : take_stdio(STDOUT_FILENO);
-    if (out < 0) {
-        if (in >= 0) {
-            close(in);
-        }
-        return err_set(err, -out, "cannot use stdin and stdout: %s", strerror(-out));
-    }
-    int result = stream_pair_create(server->runtime.loop, in, out, &stream);
-    if (result == 0) {
-        result = co_listeners_serve(&server->listeners, stream, note_stdio_done, server);
-    }
+    result = co_listeners_serve(&server->listeners, stream, note_stdio_done, server);
     if (result < 0) {
         return err_set(err, -result, "cannot serve stdin and stdout: %s", strerror(-result));
     }
@@ -478,10 +386,7 @@ static void co_server_life(void *arg)
 static void free_addresses(struct server *server)
 {
     captive_remove_directory(server->temporary_directory, server->temporary_socket);
-    free(server->address.unix_path);
-    free(server->address.port);
-    free(server->address.uri);
-    free(server->address.old_uri);
+    address_free(&server->address);
 }
 
 /* On the main stack: reading certificates takes more than a coroutine has. */
