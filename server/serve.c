@@ -263,15 +263,13 @@ static int co_start_tls(struct nbd_service *service, struct stream *plain, struc
     return co_tls_accept(server->tls, server->runtime.world, plain, secure, err);
 }
 
-static void init_service(struct server *server)
+static int init_service(struct server *server, struct errtext *err)
 {
     struct nbd_service *service = &server->service;
     nbd_service_init(service);
     budget_init(&server->bytes_in_flight, LIMIT_BYTES_IN_FLIGHT);
     turn_hook_init(&server->turn_hook, run_turn_end);
     service->world = server->runtime.world;
-    service->exports = server->exports.exports;
-    service->export_count = server->exports.count;
     service->bytes_in_flight = &server->bytes_in_flight;
     service->at_end_of_turn = at_end_of_turn;
     service->tls_mode = server->config->tls_mode;
@@ -279,6 +277,10 @@ static void init_service(struct server *server)
     service->context = server;
     service->handshake_ms = LIMIT_HANDSHAKE_MS;
     listeners_init(&server->listeners, server->runtime.loop, service);
+    if (nbd_service_offer_array(service, server->exports.exports, server->exports.count) < 0) {
+        return err_set(err, ENOMEM, "out of memory");
+    }
+    return 0;
 }
 
 /* Everything between the open image and waiting for the end. */
@@ -360,8 +362,10 @@ static void co_server_life(void *arg)
         log_error("%s", err.text);
         return;
     }
-    init_service(server);
-    result = co_start_serving(server, &err);
+    result = init_service(server, &err);
+    if (result == 0) {
+        result = co_start_serving(server, &err);
+    }
     if (result < 0) {
         log_error("%s", err.text);
     }
@@ -377,6 +381,7 @@ static void co_server_life(void *arg)
 #endif
     co_stop_serving(server);
     co_group_wait(&server->markers);
+    nbd_service_offer(&server->service, NULL);
     int closed = co_export_table_close(&server->exports);
     if (result == 0 && closed == 0) {
         server->exit_status = server->config->run ? server->captive.exit_status : EXIT_SUCCESS;

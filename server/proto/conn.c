@@ -149,14 +149,26 @@ static void on_grace_over(struct world_timer *timer)
 {
     struct nbd_service *service = container_of(timer, struct nbd_service, grace_timer);
 
-    /* O9: a request for terabytes of zeroes is not waited for, either. */
-    for (unsigned i = 0; i < service->export_count; i++) {
-        service->exports[i].image->ending = true;
-    }
     list_for_each(link, &service->connections) {
-        connection_abort(list_entry(link, struct connection, link),
-                         "it was not gone within the time to shut down");
+        struct connection *conn = list_entry(link, struct connection, link);
+        if (conn->chosen) {
+            /* O9: a request for terabytes of zeroes is not waited for, either. */
+            conn->chosen->image->ending = true;
+        }
+        connection_abort(conn, "it was not gone within the time to shut down");
     }
+}
+
+static void on_dismissal_over(struct world_timer *timer)
+{
+    struct connection *conn = container_of(timer, struct connection, dismissal_timer);
+    connection_abort(conn, "it was told to go, and has not gone in time");
+}
+
+bool connection_sees(const struct connection *conn, const struct nbd_export *export)
+{
+    return (conn->secure || !export->tls_only) &&
+           (!export->admits || export->admits(export, conn->stream));
 }
 
 void nbd_service_init(struct nbd_service *service)
@@ -169,7 +181,7 @@ void nbd_service_init(struct nbd_service *service)
     list_init(&service->connections);
     list_init(&service->to_send);
     list_init(&service->spare_commands);
-    wait_queue_init(&service->all_gone);
+    wait_queue_init(&service->gone);
 }
 
 void nbd_budget_waiter_came(struct nbd_service *service)
@@ -202,6 +214,7 @@ static struct connection *connection_create(struct nbd_service *service, struct 
     conn->stream = stream;
     conn->state = CONNECTION_GREETING;
     conn->timer.fired = on_timer;
+    conn->dismissal_timer.fired = on_dismissal_over;
     wait_queue_init(&conn->room);
     wait_queue_init(&conn->idle);
     list_init(&conn->replies);
@@ -215,13 +228,18 @@ static void connection_free(struct connection *conn)
     struct nbd_service *service = conn->service;
 
     assert(conn->state == CONNECTION_CLOSED);
+    if (conn->dismissed) {
+        service->world->ops->timer_stop(service->world, &conn->dismissal_timer);
+    }
     list_remove(&conn->link);
     input_free(&conn->input);
+    nbd_export_release(conn->chosen);
+    nbd_export_release(conn->meta_export);
     free(conn);
     if (list_empty(&service->connections)) {
         transmit_free_spares(service);
-        wait_queue_wake_all(&service->all_gone);
     }
+    wait_queue_wake_all(&service->gone);
 }
 
 /* Greeting, options, and transmission if it comes to that. */
@@ -301,7 +319,62 @@ void co_nbd_drain(struct nbd_service *service, uint64_t grace_ns)
         world->ops->timer_start(world, &service->grace_timer, deadline_ns);
     }
     while (!list_empty(&service->connections)) {
-        co_wait(&service->all_gone);
+        co_wait(&service->gone);
     }
     world->ops->timer_stop(world, &service->grace_timer);
+}
+
+/* Does not suspend. Without grace it goes at once. */
+static void dismiss(struct connection *conn, uint64_t grace_ns)
+{
+    struct world *world = conn->service->world;
+
+    if (conn->state == CONNECTION_CLOSED) {
+        return;
+    }
+    if (conn->dismissed) {
+        world->ops->timer_stop(world, &conn->dismissal_timer);
+    }
+    conn->dismissed = true;
+    world->ops->timer_start(world, &conn->dismissal_timer, world_now_ns(world) + grace_ns);
+    transmit_leave_if_drained(conn);
+}
+
+static bool is_chosen(const struct nbd_service *service, const struct nbd_export *export)
+{
+    list_for_each(link, &service->connections) {
+        if (list_entry(link, struct connection, link)->chosen == export) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void co_nbd_drain_export(struct nbd_service *service, const struct nbd_export *export,
+                         uint64_t grace_ns)
+{
+    list_for_each(link, &service->connections) {
+        struct connection *conn = list_entry(link, struct connection, link);
+        if (conn->chosen == export) {
+            dismiss(conn, grace_ns);
+        }
+    }
+    while (is_chosen(service, export)) {
+        co_wait(&service->gone);
+    }
+}
+
+unsigned nbd_dismiss_unadmitted(struct nbd_service *service, const struct nbd_export *export,
+                                uint64_t grace_ns)
+{
+    unsigned count = 0;
+
+    list_for_each(link, &service->connections) {
+        struct connection *conn = list_entry(link, struct connection, link);
+        if (conn->chosen == export && !conn->dismissed && !connection_sees(conn, export)) {
+            dismiss(conn, grace_ns);
+            count++;
+        }
+    }
+    return count;
 }

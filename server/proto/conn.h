@@ -33,17 +33,19 @@ struct connection {
     uint32_t client_flags;
     bool aborted;             /* the stream is dead: nothing more will be sent */
     bool leaving;             /* receiving has been ended */
+    bool dismissed;           /* told to go: what is in flight is finished, and nothing begun */
     bool secure;              /* TLS is on */
     bool between_options;     /* nothing of the next option has come yet */
     bool starting_tls;        /* in the middle of TLS's own handshake */
     struct world_timer timer; /* the handshake's deadline; then the watch over a slow goodbye */
+    struct world_timer dismissal_timer; /* when its grace is over; armed while dismissed */
     struct input input;
 
     /* What the handshake settled. */
-    const struct nbd_export *chosen;
+    struct nbd_export *chosen; /* held */
     enum header_form form;
-    unsigned meta_contexts;               /* set of enum meta_context */
-    const struct nbd_export *meta_export; /* the one they were selected for */
+    unsigned meta_contexts;         /* set of enum meta_context */
+    struct nbd_export *meta_export; /* the one they were selected for; held */
     struct request_rules rules;
 
     /* Transmission. */
@@ -70,6 +72,17 @@ void connection_abort(struct connection *conn, const char *why);
  * goodbye. Does not suspend.
  */
 void connection_leave(struct connection *conn, const char *why);
+
+/*
+ * Nothing is begun any more, be it that the service drains or that this connection was told to go.
+ */
+static inline bool connection_draining(const struct connection *conn)
+{
+    return conn->dismissed || conn->service->draining;
+}
+
+/* Whether the export is there for this client. */
+bool connection_sees(const struct connection *conn, const struct nbd_export *export);
 
 /*
  * The moment from which on a wait for the peer to move so many bytes counts as stalled: a fixed

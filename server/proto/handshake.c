@@ -20,12 +20,17 @@
 
 /* Foreign text in a message is shown up to about this length. */
 #define SHOWN_TEXT_BYTES 96U
-/* Holds the largest single reply: a REP_SERVER with the longest name and description. */
+/*
+ * Holds the largest single reply, a REP_SERVER with the longest name and description, and all that
+ * INFO and GO answer. So nothing waits, and no export can go, between looking one up and having
+ * answered about it (O7).
+ */
 #define REPLY_BUFFER_BYTES 12288U
 
 static_assert(REPLY_BUFFER_BYTES >=
-                  sizeof(struct wire_option_reply) + 4 + 2 * LIMIT_NBD_STRING_BYTES,
-              "the largest reply fits");
+                  5 * (sizeof(struct wire_option_reply) + 2) + sizeof(struct wire_info_export) +
+                      sizeof(struct wire_info_block_size) + 2 * LIMIT_NBD_STRING_BYTES,
+              "the largest answer fits");
 
 enum next_step { NEXT_OPTION, NEXT_TRANSMISSION, NEXT_DISCONNECT };
 
@@ -149,43 +154,54 @@ static const char *name_fault(const uint8_t *name, size_t len)
     return NULL;
 }
 
-/* What is for TLS alone is not there without. */
-static bool is_visible(const struct connection *conn, const struct nbd_export *export)
+static const struct nbd_export_list *offered(const struct connection *conn)
 {
-    return conn->secure || !export->tls_only;
+    static const struct nbd_export_list nothing = {.count = 0};
+    return conn->service->exports ? conn->service->exports : &nothing;
 }
 
-static const struct nbd_export *find_export(const struct connection *conn, const uint8_t *name,
-                                            size_t len)
+/* The caller holds it before it waits for anything. */
+static struct nbd_export *find_export(const struct connection *conn, const uint8_t *name,
+                                      size_t len)
 {
-    const struct nbd_service *service = conn->service;
+    const struct nbd_export_list *list = offered(conn);
 
-    for (unsigned i = 0; i < service->export_count; i++) {
-        const struct nbd_export *candidate = &service->exports[i];
-        if (is_visible(conn, candidate) && strlen(candidate->name) == len &&
-            memcmp(candidate->name, name, len) == 0) {
-            return candidate;
+    for (unsigned i = 0; i < list->count; i++) {
+        struct nbd_export *candidate = list->exports[i];
+        if (strlen(candidate->name) == len && memcmp(candidate->name, name, len) == 0) {
+            return connection_sees(conn, candidate) ? candidate : NULL;
         }
     }
     return NULL;
 }
 
+/*
+ * A name that is hidden from this client and one that nobody has are answered alike: what the
+ * answer says depends on whether anything is hidden, and on nothing else.
+ */
 static enum next_step co_refuse_unknown_export(struct negotiation *talk, const uint8_t *name,
                                                size_t len)
 {
     char shown[SHOWN_TEXT_BYTES];
-    const struct nbd_service *service = talk->conn->service;
+    const struct connection *conn = talk->conn;
+    const struct nbd_export_list *list = offered(conn);
+    bool hidden = false;
+    bool hidden_without_tls = false;
 
-    /* A name that is hidden and one that does not exist are answered alike. */
-    for (unsigned i = 0; i < service->export_count; i++) {
-        if (!is_visible(talk->conn, &service->exports[i])) {
-            return co_refuse(talk, NBD_REP_ERR_TLS_REQD,
-                             "there is no export \"%s\" here without TLS",
-                             err_sanitise(shown, sizeof(shown), name, len));
-        }
+    for (unsigned i = 0; i < list->count; i++) {
+        const struct nbd_export *export = list->exports[i];
+        hidden = hidden || !connection_sees(conn, export);
+        hidden_without_tls = hidden_without_tls || (export->tls_only && !conn->secure);
     }
-    return co_refuse(talk, NBD_REP_ERR_UNKNOWN, "there is no export \"%s\" here",
-                     err_sanitise(shown, sizeof(shown), name, len));
+    err_sanitise(shown, sizeof(shown), name, len);
+    if (hidden_without_tls) {
+        return co_refuse(talk, NBD_REP_ERR_TLS_REQD, "there is no export \"%s\" here without TLS",
+                         shown);
+    }
+    if (hidden) {
+        return co_refuse(talk, NBD_REP_ERR_POLICY, "there is no export \"%s\" here for you", shown);
+    }
+    return co_refuse(talk, NBD_REP_ERR_UNKNOWN, "there is no export \"%s\" here", shown);
 }
 
 static bool is_read_only(const struct nbd_export *export)
@@ -213,11 +229,12 @@ static uint16_t transmission_flags(const struct connection *conn, const struct n
 }
 
 /* The end of haggling: this export, by these rules. */
-static void choose(struct connection *conn, const struct nbd_export *export)
+static void choose(struct connection *conn, struct nbd_export *export)
 {
     if (conn->meta_export != export) {
         conn->meta_contexts = 0; /* they were selected for another one */
     }
+    nbd_export_hold(export);
     conn->chosen = export;
     conn->rules = (struct request_rules){
         .size_bytes = export->image->size_bytes,
@@ -235,7 +252,7 @@ static enum next_step co_option_export_name(struct negotiation *talk)
 {
     struct connection *conn = talk->conn;
     char shown[SHOWN_TEXT_BYTES];
-    const struct nbd_export *export = NULL;
+    struct nbd_export *export = NULL;
 
     if (conn->form == HEADERS_EXTENDED) { /* nor has it a place among extended headers */
         connection_complain(conn, "EXPORT_NAME after EXTENDED_HEADERS: disconnected");
@@ -266,6 +283,28 @@ static enum next_step co_option_abort(struct negotiation *talk)
     return NEXT_DISCONNECT;
 }
 
+/* One line of the answer to LIST. The caller holds the export. */
+static void co_list_export(struct negotiation *talk, const struct nbd_export *export)
+{
+    size_t most = sizeof(struct wire_option_reply) + 4 + 2 * LIMIT_NBD_STRING_BYTES;
+
+    if (sizeof(talk->replies) - talk->reply_used < most) {
+        co_flush_replies(talk);
+        talk->reply_used = 0; /* also when the peer has gone */
+    }
+    if (!connection_sees(talk->conn, export)) {
+        return;
+    }
+    const char *description = export->description ? export->description : "";
+    size_t name_len = strlen(export->name);
+    size_t description_len = strlen(description);
+    /* There is room: nothing waits while the description is looked at (O7). */
+    uint8_t *room = co_reply(talk, NBD_REP_SERVER, 4 + name_len + description_len);
+    put_be32(room, (uint32_t)name_len);
+    memcpy(room + 4, export->name, name_len);
+    memcpy(room + 4 + name_len, description, description_len);
+}
+
 static enum next_step co_option_list(struct negotiation *talk)
 {
     const struct nbd_service *service = talk->conn->service;
@@ -273,28 +312,33 @@ static enum next_step co_option_list(struct negotiation *talk)
     if (talk->payload_len > 0) {
         return co_refuse(talk, NBD_REP_ERR_INVALID, "LIST takes no data");
     }
-    for (unsigned i = 0; i < service->export_count; i++) {
-        const struct nbd_export *export = &service->exports[i];
-        if (!is_visible(talk->conn, export)) {
-            continue;
+    struct nbd_export_list *list = service->exports;
+    if (list) { /* it may be replaced while one of the replies is sent */
+        nbd_export_list_hold(list);
+        for (unsigned i = 0; i < list->count; i++) {
+            co_list_export(talk, list->exports[i]);
         }
-        const char *description = export->description ? export->description : "";
-        size_t name_len = strlen(export->name);
-        size_t description_len = strlen(description);
-        uint8_t *room = co_reply(talk, NBD_REP_SERVER, 4 + name_len + description_len);
-        put_be32(room, (uint32_t)name_len);
-        memcpy(room + 4, export->name, name_len);
-        memcpy(room + 4 + name_len, description, description_len);
+        nbd_export_list_release(list);
     }
     return co_ack(talk);
+}
+
+/* What SET_META_CONTEXT selected, and for which export. NULL: nothing is. */
+static void select_contexts(struct connection *conn, struct nbd_export *export, unsigned contexts)
+{
+    nbd_export_release(conn->meta_export);
+    conn->meta_export = export;
+    conn->meta_contexts = contexts;
+    if (export) {
+        nbd_export_hold(export);
+    }
 }
 
 /* Nothing that was agreed on in the clear counts any more: somebody else may have said it. */
 static void forget_negotiated(struct connection *conn)
 {
     conn->form = HEADERS_SIMPLE;
-    conn->meta_contexts = 0;
-    conn->meta_export = NULL;
+    select_contexts(conn, NULL, 0);
 }
 
 static enum next_step co_begin_tls(struct connection *conn)
@@ -414,7 +458,7 @@ static enum next_step co_option_info_or_go(struct negotiation *talk)
     if (fault) {
         return co_refuse(talk, NBD_REP_ERR_INVALID, "%s", fault);
     }
-    const struct nbd_export *export = find_export(conn, query.name, query.name_len);
+    struct nbd_export *export = find_export(conn, query.name, query.name_len);
     if (!export) {
         return co_refuse_unknown_export(talk, query.name, query.name_len);
     }
@@ -487,8 +531,7 @@ static enum next_step co_option_meta_context(struct negotiation *talk)
     const char *why;
 
     if (selecting) { /* even a failed one forgets what was selected */
-        conn->meta_contexts = 0;
-        conn->meta_export = NULL;
+        select_contexts(conn, NULL, 0);
     }
     if (conn->form == HEADERS_SIMPLE) {
         return co_refuse(talk, NBD_REP_ERR_INVALID,
@@ -501,13 +544,12 @@ static enum next_step co_option_meta_context(struct negotiation *talk)
     if (why) {
         return co_refuse(talk, NBD_REP_ERR_INVALID, "%s", why);
     }
-    const struct nbd_export *export = find_export(conn, query.export_name, query.export_name_len);
+    struct nbd_export *export = find_export(conn, query.export_name, query.export_name_len);
     if (!export) {
         return co_refuse_unknown_export(talk, query.export_name, query.export_name_len);
     }
     if (selecting) {
-        conn->meta_contexts = query.contexts;
-        conn->meta_export = export;
+        select_contexts(conn, export, query.contexts);
     }
     co_list_contexts(talk, query.contexts);
     return co_ack(talk);

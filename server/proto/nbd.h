@@ -20,14 +20,49 @@
 #include "io/world.h"
 #include "sched/sync.h"
 
+/*
+ * One export. It lives as long as somebody holds a reference: the list that offers it, connections
+ * that chose it. References are counted on the thread of the handshakes only.
+ */
 struct nbd_export {
-    const char *name;        /* UTF-8, at most LIMIT_NBD_STRING_BYTES; "" is the default export */
-    const char *description; /* may be NULL; as long as the name at most */
+    /* Constant while it is offered or used. */
+    const char *name; /* UTF-8, at most LIMIT_NBD_STRING_BYTES; "" is the default export */
     struct image *image;
     bool read_only;
     bool multi_conn;
-    bool tls_only; /* without TLS it is not there */
+    /* May change between two turns: nobody looks at them but handshakes, each time afresh. */
+    const char *description; /* may be NULL; as long as the name at most */
+    bool tls_only;           /* without TLS it is not there */
+    /*
+     * Whether the client behind this stream (its origin and identity) may use it; for others it is
+     * not there. NULL: everybody may. Does not suspend.
+     */
+    bool (*admits)(const struct nbd_export *export, const struct stream *stream);
+    /* The last reference has gone. NULL: nothing is to be done. Does not suspend. */
+    void (*released)(struct nbd_export *export);
+
+    unsigned references; /* the protocol floor's own */
 };
+
+void nbd_export_hold(struct nbd_export *export);
+/* NULL is fine. */
+void nbd_export_release(struct nbd_export *export);
+
+/*
+ * What is on offer, in the order in which it is listed; never changed, but replaced by another one.
+ * Holds its exports. Names differ.
+ */
+struct nbd_export_list {
+    unsigned references;
+    unsigned count;
+    struct nbd_export *exports[];
+};
+
+/* With one reference, the caller's. NULL: out of memory. */
+struct nbd_export_list *nbd_export_list_create(struct nbd_export *const *exports, unsigned count);
+void nbd_export_list_hold(struct nbd_export_list *list);
+/* NULL is fine. */
+void nbd_export_list_release(struct nbd_export_list *list);
 
 enum nbd_tls_mode {
     NBD_TLS_OFF,
@@ -39,8 +74,6 @@ enum nbd_tls_mode {
 struct nbd_service {
     /* Filled by the server floor after nbd_service_init(). */
     struct world *world;
-    const struct nbd_export *exports;
-    unsigned export_count;
     struct budget *bytes_in_flight; /* payload bytes of all connections together */
     /*
      * Calls fn(hook_arg) once, on the loop's stack, at the end of the loop's present turn, so that
@@ -60,10 +93,11 @@ struct nbd_service {
     uint32_t handshake_ms; /* LIMIT_HANDSHAKE_MS unless changed */
 
     /* The protocol floor's own. */
-    bool draining; /* set by co_nbd_drain() */
+    struct nbd_export_list *exports; /* see nbd_service_offer() */
+    bool draining;                   /* set by co_nbd_drain() */
     struct list connections;
-    struct wait_queue all_gone;
-    struct list to_send; /* connections with replies for the end of the turn */
+    struct wait_queue gone; /* woken whenever a connection has gone */
+    struct list to_send;    /* connections with replies for the end of the turn */
     bool turn_end_asked;
     struct list spare_commands; /* recycled while any connection is served */
     unsigned spare_count;
@@ -74,6 +108,16 @@ struct nbd_service {
 };
 
 void nbd_service_init(struct nbd_service *service);
+
+/*
+ * From now on this is what clients choose from; the service holds the list, and lets go of the one
+ * of before. Connections that have chosen stay with what they chose. NULL: nothing is on offer,
+ * which is also how a service ends.
+ */
+void nbd_service_offer(struct nbd_service *service, struct nbd_export_list *list);
+/* The same for who has his exports in an array that outlives the service. -ENOMEM: as before. */
+int nbd_service_offer_array(struct nbd_service *service, struct nbd_export *exports,
+                            unsigned count);
 
 /*
  * Serves one connection: greeting, options, transmission, until the peer leaves, breaks the
@@ -88,5 +132,19 @@ void co_nbd_serve(struct nbd_service *service, struct stream *stream);
  * Suspends until every co_nbd_serve() has returned.
  */
 void co_nbd_drain(struct nbd_service *service, uint64_t grace_ns);
+
+/*
+ * The same for the connections that have chosen one export, which is no longer on offer. Suspends
+ * until none of them is left.
+ */
+void co_nbd_drain_export(struct nbd_service *service, const struct nbd_export *export,
+                         uint64_t grace_ns);
+
+/*
+ * The rules of an export have changed: connections that have chosen it and may not use it any more
+ * are told to leave in the same way. Returns how many; does not wait for them.
+ */
+unsigned nbd_dismiss_unadmitted(struct nbd_service *service, const struct nbd_export *export,
+                                uint64_t grace_ns);
 
 #endif

@@ -7,6 +7,7 @@
 #include "proto/test_main.h"
 #include "proto/test_rig.h"
 #include "proto/transmit.h"
+#include "sched/co.h"
 
 #define GRACE_NS (5000 * MS)
 
@@ -160,6 +161,132 @@ START_TEST(a_second_drain_shortens_the_first)
     rig_advance(rig, 0);
     ck_assert(rig->drained && deaf->closed);
     client_free(deaf);
+    rig_free(rig);
+}
+END_TEST
+
+struct export_drain {
+    struct nbd_export *export;
+    uint64_t grace_ns;
+    bool done;
+};
+
+static void co_drain_export(void *arg)
+{
+    struct export_drain *drain = arg;
+    co_nbd_drain_export(&rig->service, drain->export, drain->grace_ns);
+    drain->done = true;
+}
+
+static void start_export_drain(struct export_drain *drain)
+{
+    ck_assert_int_eq(coro_spawn(co_drain_export, drain, "drain export"), 0);
+    rig_run(rig);
+}
+
+START_TEST(one_export_is_drained_and_others_go_on)
+{
+    rig = rig_create();
+    struct export_drain drain = {.export = &rig->exports[2], .grace_ns = GRACE_NS};
+    struct client *idle = client_enter(rig, "other", SIMPLE);
+    struct client *busy = client_enter(rig, "other", SIMPLE);
+    struct client *stays = client_enter(rig, "", SIMPLE);
+    rig->disk->hold = true;
+    client_request(busy, NBD_CMD_READ, 0, 1, 0, 8);
+    client_request(stays, NBD_CMD_READ, 0, 1, 0, 8);
+    start_export_drain(&drain);
+    ck_assert(!drain.done);
+    client_expect_closed(idle);
+    client_request(busy, NBD_CMD_READ, 0, 2, 0, 8);
+    client_expect_simple(busy, 2, NBD_ESHUTDOWN);
+    client_request(stays, NBD_CMD_READ, 0, 2, 0, 8);
+    ck_assert_uint_eq(rig_held(rig), 3);
+    rig_release_all(rig);
+    rig_run(rig);
+    client_expect_simple(busy, 1, 0);
+    client_take(busy, 8);
+    client_expect_closed(busy);
+    ck_assert(drain.done);
+    rig_advance(rig, 10 * GRACE_NS);
+    for (unsigned cookie = 1; cookie <= 2; cookie++) {
+        client_expect_simple(stays, cookie, 0);
+        client_take(stays, 8);
+    }
+    ck_assert(!stays->closed);
+    client_free(idle);
+    client_free(busy);
+    client_free(stays);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(an_export_is_drained_of_stuck_peers_after_the_grace)
+{
+    rig = rig_create();
+    struct export_drain drain = {.export = &rig->exports[2], .grace_ns = GRACE_NS};
+    struct client *deaf = client_enter(rig, "other", SIMPLE);
+    struct client *halfway = client_enter(rig, "other", SIMPLE);
+    deaf->window = 4;
+    client_request(deaf, NBD_CMD_READ, 0, 1, 0, 8);
+    client_request(halfway, NBD_CMD_WRITE, 0, 1, 0, 8);
+    client_send(halfway, "abc", 3);
+    start_export_drain(&drain);
+    rig_advance(rig, GRACE_NS - 1);
+    ck_assert(!drain.done && !deaf->closed && !halfway->closed);
+    rig_advance(rig, 1);
+    ck_assert(drain.done && deaf->closed && halfway->closed);
+    client_free(deaf);
+    client_free(halfway);
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(the_server_stops_while_an_export_is_drained)
+{
+    rig = rig_create();
+    struct export_drain drain = {.export = &rig->exports[2], .grace_ns = 10 * GRACE_NS};
+    struct client *deaf = client_enter(rig, "other", SIMPLE);
+    deaf->window = 4;
+    client_request(deaf, NBD_CMD_READ, 0, 1, 0, 8);
+    start_export_drain(&drain);
+    rig_drain(rig, GRACE_NS);
+    rig_advance(rig, GRACE_NS);
+    ck_assert(drain.done && rig->drained && deaf->closed);
+    client_free(deaf);
+    rig_free(rig);
+}
+END_TEST
+
+static bool is_client_admitted(const struct nbd_export *export, const struct stream *stream)
+{
+    (void)export;
+    return strcmp(stream->peer, "test") == 0;
+}
+
+START_TEST(who_is_no_longer_admitted_leaves_in_order)
+{
+    rig = rig_create();
+    struct client *one = client_enter(rig, "other", SIMPLE);
+    struct client *two = client_enter(rig, "other", SIMPLE);
+    struct client *elsewhere = client_enter(rig, "ro", SIMPLE);
+    one->stream.peer = elsewhere->stream.peer = "stranger";
+    rig->exports[2].admits = is_client_admitted;
+    rig->disk->hold = true;
+    client_request(one, NBD_CMD_READ, 0, 1, 0, 8);
+    ck_assert_uint_eq(nbd_dismiss_unadmitted(&rig->service, &rig->exports[2], GRACE_NS), 1);
+    ck_assert_uint_eq(nbd_dismiss_unadmitted(&rig->service, &rig->exports[2], GRACE_NS), 0);
+    rig_run(rig);
+    ck_assert(!one->closed);
+    rig_release_all(rig);
+    rig_run(rig);
+    client_expect_simple(one, 1, 0);
+    client_take(one, 8);
+    client_expect_closed(one);
+    rig_advance(rig, 2 * GRACE_NS);
+    ck_assert(!two->closed && !elsewhere->closed);
+    client_free(one);
+    client_free(two);
+    client_free(elsewhere);
     rig_free(rig);
 }
 END_TEST
@@ -323,6 +450,10 @@ int main(void)
         drain_cuts_stuck_peers_after_the_grace,
         a_second_drain_shortens_the_first,
         drain_waits_for_the_image_even_without_the_peer,
+        one_export_is_drained_and_others_go_on,
+        an_export_is_drained_of_stuck_peers_after_the_grace,
+        the_server_stops_while_an_export_is_drained,
+        who_is_no_longer_admitted_leaves_in_order,
         drain_reaches_a_reader_that_waits_for_memory,
         a_goodbye_to_a_peer_that_does_not_read_ends,
         a_goodbye_waits_for_a_slow_image,

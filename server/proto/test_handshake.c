@@ -241,10 +241,9 @@ START_TEST(statement_10_list)
         ck_assert(description_len == (i == 1 ? strlen(rig->exports[1].description) : 0));
     }
     expect_ack(client, NBD_OPT_LIST);
-    rig->service.export_count = 0;
+    nbd_service_offer(&rig->service, NULL);
     client_option(client, NBD_OPT_LIST, NULL, 0);
     expect_ack(client, NBD_OPT_LIST);
-    rig->service.export_count = 3;
     client_free(client);
     end();
 }
@@ -260,12 +259,13 @@ START_TEST(statement_10_a_list_larger_than_the_buffer)
     for (unsigned i = 0; i < COUNT; i++) {
         many[i] = rig->exports[0];
         many[i].name = many[i].description = long_text;
+        many[i].references = 0;
     }
-    rig->service.exports = many;
-    rig->service.export_count = COUNT;
+    ck_assert_int_eq(nbd_service_offer_array(&rig->service, many, COUNT), 0);
     struct client *client = greeted(3);
     client->window = 1000;
     client_option(client, NBD_OPT_LIST, NULL, 0);
+    nbd_service_offer(&rig->service, NULL); /* the answer goes on with what it began with */
     client->window = SIZE_MAX;
     wait_queue_wake_all(&client->sending);
     rig_run(rig);
@@ -350,8 +350,7 @@ START_TEST(statement_13_names)
     /* The empty name is the default export, where there is one. */
     client_go(client, "");
     client_free(client);
-    rig->service.exports = &rig->exports[1];
-    rig->service.export_count = 2;
+    ck_assert_int_eq(nbd_service_offer_array(&rig->service, &rig->exports[1], 2), 0);
     client = greeted(3);
     len = pack_go(payload, "", NULL, 0);
     client_option(client, NBD_OPT_GO, payload, len);
@@ -776,6 +775,108 @@ START_TEST(every_half_sent_handshake_ends_cleanly)
 }
 END_TEST
 
+static bool admits_nobody(const struct nbd_export *export, const struct stream *stream)
+{
+    ck_assert(export == &rig->exports[1] && stream != NULL);
+    return false;
+}
+
+/* The answer to an option that names an export, without the name's echo. */
+static void take_answer(struct client *client, uint32_t option, const char *name, uint32_t *type,
+                        char *text, size_t text_bytes)
+{
+    struct wire_option_reply header;
+    memcpy(&header, client_take(client, sizeof(header)), sizeof(header));
+    size_t len = get_be32(header.length);
+    ck_assert_uint_eq(get_be32(header.option), option);
+    ck_assert(len < text_bytes);
+    *type = get_be32(header.type);
+    memcpy(text, client_take(client, len), len);
+    text[len] = '\0';
+    char *at = strstr(text, name);
+    ck_assert_msg(at != NULL, "'%s' does not name '%s'", text, name);
+    memmove(at, at + strlen(name), strlen(at + strlen(name)) + 1);
+}
+
+START_TEST(what_a_client_may_not_use_is_not_there)
+{
+    static const uint32_t options[] = {NBD_OPT_INFO, NBD_OPT_GO, NBD_OPT_LIST_META_CONTEXT,
+                                       NBD_OPT_SET_META_CONTEXT};
+    begin();
+    rig->exports[1].admits = admits_nobody;
+    struct client *client = greeted(3);
+    client_option(client, NBD_OPT_STRUCTURED_REPLY, NULL, 0);
+    expect_ack(client, NBD_OPT_STRUCTURED_REPLY);
+    client_option(client, NBD_OPT_LIST, NULL, 0);
+    for (unsigned i = 0; i < 2; i++) {
+        size_t len;
+        const uint8_t *reply = client_option_reply(client, NBD_OPT_LIST, NBD_REP_SERVER, &len);
+        ck_assert_uint_eq(get_be32(reply), i == 0 ? 0 : strlen("other"));
+    }
+    expect_ack(client, NBD_OPT_LIST);
+    for (size_t i = 0; i < ARRAY_LEN(options); i++) {
+        uint8_t payload[128];
+        char hidden[256], absent[256];
+        uint32_t hidden_type, absent_type;
+        bool meta = options[i] >= NBD_OPT_LIST_META_CONTEXT;
+        size_t len =
+            meta ? pack_meta(payload, "ro", allocation, 1) : pack_go(payload, "ro", NULL, 0);
+        client_option(client, options[i], payload, len);
+        take_answer(client, options[i], "\"ro\"", &hidden_type, hidden, sizeof(hidden));
+        len = meta ? pack_meta(payload, "no", allocation, 1) : pack_go(payload, "no", NULL, 0);
+        client_option(client, options[i], payload, len);
+        take_answer(client, options[i], "\"no\"", &absent_type, absent, sizeof(absent));
+        ck_assert_uint_eq(hidden_type, NBD_REP_ERR_POLICY);
+        ck_assert_uint_eq(absent_type, NBD_REP_ERR_POLICY);
+        ck_assert_str_eq(hidden, absent);
+    }
+    client_option(client, NBD_OPT_EXPORT_NAME, "ro", 2);
+    client_expect_closed(client);
+    client_free(client);
+    client = greeted(3);
+    client_go(client, "other");
+    client_free(client);
+    end();
+}
+END_TEST
+
+static void on_released(struct nbd_export *export)
+{
+    export->description = "released";
+}
+
+START_TEST(exports_live_while_somebody_uses_them)
+{
+    uint8_t payload[64];
+    size_t len;
+    begin();
+    rig->exports[0].released = rig->exports[1].released = rig->exports[2].released = on_released;
+    struct client *user = client_enter(rig, "", SIMPLE);
+    struct client *haggler = greeted(3);
+    client_option(haggler, NBD_OPT_STRUCTURED_REPLY, NULL, 0);
+    expect_ack(haggler, NBD_OPT_STRUCTURED_REPLY);
+    len = pack_meta(payload, "ro", allocation, 1);
+    client_option(haggler, NBD_OPT_SET_META_CONTEXT, payload, len);
+    client_option_reply(haggler, NBD_OPT_SET_META_CONTEXT, NBD_REP_META_CONTEXT, &len);
+    expect_ack(haggler, NBD_OPT_SET_META_CONTEXT);
+    nbd_service_offer(&rig->service, NULL);
+    ck_assert_uint_eq(rig->exports[0].references, 1);
+    ck_assert_uint_eq(rig->exports[1].references, 1);
+    ck_assert_str_eq(rig->exports[2].description, "released");
+    /* Gone for who asks now, and there for who has it. */
+    len = pack_go(payload, "ro", NULL, 0);
+    client_option(haggler, NBD_OPT_GO, payload, len);
+    expect_refusal(haggler, NBD_OPT_GO, NBD_REP_ERR_UNKNOWN);
+    client_request(user, NBD_CMD_FLUSH, 0, 1, 0, 0);
+    client_expect_simple(user, 1, 0);
+    client_free(haggler);
+    ck_assert_str_eq(rig->exports[1].description, "released");
+    client_free(user);
+    ck_assert_str_eq(rig->exports[0].description, "released");
+    end();
+}
+END_TEST
+
 START_TEST(garbage_in_the_handshake)
 {
     uint64_t state = 42;
@@ -834,6 +935,8 @@ int main(void)
         options_arrive_byte_by_byte_or_all_at_once,
         every_half_sent_handshake_ends_cleanly,
         garbage_in_the_handshake,
+        what_a_client_may_not_use_is_not_there,
+        exports_live_while_somebody_uses_them,
     };
     return run_tests("handshake", tests, ARRAY_LEN(tests));
 }

@@ -403,8 +403,7 @@ struct rig *rig_create(void)
     rig->exports[2] = (struct nbd_export){.name = "other", .image = &disk->image};
     nbd_service_init(&rig->service);
     rig->service.world = &rig->world;
-    rig->service.exports = rig->exports;
-    rig->service.export_count = 3;
+    ck_assert_int_eq(nbd_service_offer_array(&rig->service, rig->exports, 3), 0);
     rig->service.bytes_in_flight = &rig->budget;
     rig->service.at_end_of_turn = rig_at_end_of_turn;
     rig->service.context = rig;
@@ -415,6 +414,10 @@ void rig_free(struct rig *rig)
 {
     rig_run(rig);
     ck_assert(list_empty(&rig->service.connections));
+    nbd_service_offer(&rig->service, NULL);
+    for (unsigned i = 0; i < ARRAY_LEN(rig->exports); i++) {
+        ck_assert_msg(rig->exports[i].references == 0, "somebody holds an export still");
+    }
     ck_assert(rig->budget.used == 0);
     ck_assert(coro_live_count() == 0);
     for (unsigned i = 0; i < RIG_TIMERS_MAX; i++) {

@@ -231,7 +231,7 @@ START_TEST(statement_28_exports_for_tls_alone)
     rig->exports[1].tls_only = true;
     struct client *client = greeted();
     client_option(client, NBD_OPT_LIST, NULL, 0);
-    for (unsigned i = 0; i < rig->service.export_count - 1; i++) {
+    for (unsigned i = 0; i < ARRAY_LEN(rig->exports) - 1; i++) {
         client_option_reply(client, NBD_OPT_LIST, NBD_REP_SERVER, &len);
     }
     expect(client, NBD_OPT_LIST, NBD_REP_ACK);
@@ -241,7 +241,7 @@ START_TEST(statement_28_exports_for_tls_alone)
     start_tls(client);
     ask(client, NBD_OPT_GO, payload, pack_go(payload, "none", NULL, 0), NBD_REP_ERR_UNKNOWN);
     client_option(client, NBD_OPT_LIST, NULL, 0);
-    for (unsigned i = 0; i < rig->service.export_count; i++) {
+    for (unsigned i = 0; i < ARRAY_LEN(rig->exports); i++) {
         client_option_reply(client, NBD_OPT_LIST, NBD_REP_SERVER, &len);
     }
     expect(client, NBD_OPT_LIST, NBD_REP_ACK);

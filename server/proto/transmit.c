@@ -832,7 +832,7 @@ static bool co_next_request(struct connection *conn, struct nbd_request *request
     if (request_has_filter(request) && !co_receive_filter(conn, request)) {
         return false;
     }
-    if (conn->service->draining && !request->error) {
+    if (connection_draining(conn) && !request->error) {
         request->error = NBD_ESHUTDOWN;
         request->reason = reply_error_text(NBD_ESHUTDOWN);
     }
@@ -882,8 +882,9 @@ void co_transmit_finish(struct connection *conn)
 
 void transmit_leave_if_drained(struct connection *conn)
 {
-    if (conn->state == CONNECTION_TRANSMISSION && conn->service->draining && conn->accepted == 0 &&
-        !conn->sender_running) {
-        connection_leave(conn, "the server shuts down");
+    if (conn->state == CONNECTION_TRANSMISSION && connection_draining(conn) &&
+        conn->accepted == 0 && !conn->sender_running) {
+        connection_leave(conn, conn->service->draining ? "the server shuts down"
+                                                       : "its export is not there for it any more");
     }
 }

@@ -119,8 +119,9 @@ static void start_service(struct network *network)
     network->turn_timer.fired = on_turn_end;
     nbd_service_init(service);
     service->world = run->world;
-    service->exports = &network->export;
-    service->export_count = 1;
+    if (nbd_service_offer_array(service, &network->export, 1) < 0) {
+        abort();
+    }
     service->bytes_in_flight = &network->bytes_in_flight;
     service->at_end_of_turn = below(network, 3) ? at_end_of_turn : NULL;
     service->context = network;
@@ -369,6 +370,7 @@ static void co_network(void *arg)
         run_fail(run, "%" PRIu64 " bytes of the budget are lost", network->bytes_in_flight.used);
     }
     run->world->ops->timer_stop(run->world, &network->turn_timer);
+    nbd_service_offer(&network->service, NULL);
     free(network);
     run_task_done(run);
 }
