@@ -30,6 +30,12 @@
  * --shutdown-timeout says otherwise. */
 #define LIMIT_SHUTDOWN_GRACE_MS 10000U
 
+/* Lines about clients: so many of one kind are logged in so long, the rest is counted. Who asked
+ * for debugging gets more. */
+#define LIMIT_LOG_WINDOW_MS    10000U
+#define LIMIT_LOG_CLIENT_LINES 50U
+#define LIMIT_LOG_DEBUG_LINES  2000U
+
 /* Metadata cache: L2 slices and refcount blocks of one image. */
 #define LIMIT_SLICE_CACHE_BYTES (32ULL * MIB)
 /* Tables held in memory whole; the same bounds as QEMU's, so that no image of its is refused. */

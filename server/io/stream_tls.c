@@ -191,10 +191,10 @@ static int co_flush(struct tls_stream *s, bool more)
 static void complain(const struct tls_stream *s, int code)
 {
     if (code == GNUTLS_E_FATAL_ALERT_RECEIVED) {
-        log_info("client %s: TLS ended by the client's alert: %s", s->base.peer,
-                 gnutls_alert_get_name(gnutls_alert_get(s->session)));
+        log_client(LOG_LEVEL_INFO, s->base.peer, NULL, "TLS ended by the client's alert: %s",
+                   gnutls_alert_get_name(gnutls_alert_get(s->session)));
     } else {
-        log_info("client %s: TLS failed: %s", s->base.peer, gnutls_strerror(code));
+        log_client(LOG_LEVEL_INFO, s->base.peer, NULL, "TLS failed: %s", gnutls_strerror(code));
     }
 }
 
@@ -264,7 +264,7 @@ static ssize_t co_tls_recv(struct stream *stream, void *buf, size_t len)
             continue;
         }
         if (tls_buffer_used(&s->received) > 0) {
-            log_info("client %s: TLS makes no progress", s->base.peer);
+            log_client(LOG_LEVEL_INFO, s->base.peer, NULL, "TLS makes no progress");
             s->recv_result = -ECONNRESET;
             s->broken = true;
             continue;
@@ -276,7 +276,8 @@ static ssize_t co_tls_recv(struct stream *stream, void *buf, size_t len)
         }
         if (got == 0 && !s->recv_ended) {
             /* Without a goodbye anybody on the way may have cut it. */
-            log_debug("client %s: the TLS stream ends without a goodbye", s->base.peer);
+            log_client(LOG_LEVEL_DEBUG, s->base.peer, NULL,
+                       "the TLS stream ends without a goodbye");
             s->recv_result = -ECONNRESET;
         }
     }
@@ -409,7 +410,7 @@ static void co_say_goodbye(struct tls_stream *s)
     s->world->ops->timer_stop(s->world, &s->goodbye_timer);
     tls_buffer_release(&s->to_send);
     if (result < 0) {
-        log_debug("client %s: gone before our goodbye", s->base.peer);
+        log_client(LOG_LEVEL_DEBUG, s->base.peer, NULL, "gone before our goodbye");
     }
 }
 
@@ -652,10 +653,10 @@ static void run_log_session(void *arg)
     char shown[256];
     const char *who = s->identity ? s->identity : "nobody in particular";
 
-    log_info("client %s: %s, %s, %s", s->base.peer,
-             gnutls_protocol_get_name(gnutls_protocol_get_version(s->session)),
-             gnutls_cipher_get_name(gnutls_cipher_get(s->session)),
-             err_sanitise(shown, sizeof(shown), who, strlen(who)));
+    log_client(LOG_LEVEL_INFO, s->base.peer, NULL, "%s, %s, %s",
+               gnutls_protocol_get_name(gnutls_protocol_get_version(s->session)),
+               gnutls_cipher_get_name(gnutls_cipher_get(s->session)),
+               err_sanitise(shown, sizeof(shown), who, strlen(who)));
 }
 
 int co_tls_accept(struct tls *tls, struct world *world, struct stream *inner, struct stream **out,

@@ -5,7 +5,6 @@
 #include <assert.h>
 #include <errno.h>
 #include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/limits.h"
@@ -46,15 +45,29 @@ static void enter_state(struct connection *conn, enum connection_state next)
     conn->state = next;
 }
 
+__attribute__((format(printf, 3, 0))) static void
+say(const struct connection *conn, enum log_level level, const char *format, va_list args)
+{
+    const char *export_name = conn->chosen ? conn->chosen->name : NULL;
+    log_client_args(level, conn->stream->peer, export_name, format, args);
+}
+
 void connection_complain(const struct connection *conn, const char *format, ...)
 {
-    char text[512];
     va_list args;
 
     va_start(args, format);
-    vsnprintf(text, sizeof(text), format, args);
+    say(conn, LOG_LEVEL_INFO, format, args);
     va_end(args);
-    log_info("client %s: %s", conn->stream->peer, text);
+}
+
+void connection_note(const struct connection *conn, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    say(conn, LOG_LEVEL_DEBUG, format, args);
+    va_end(args);
 }
 
 void connection_abort(struct connection *conn, const char *why)
@@ -63,7 +76,7 @@ void connection_abort(struct connection *conn, const char *why)
         return;
     }
     conn->aborted = true;
-    log_debug("client %s: disconnected: %s", conn->stream->peer, why);
+    connection_note(conn, "disconnected: %s", why);
     conn->stream->ops->abort(conn->stream);
     wait_queue_wake_all(&conn->room);
 }
@@ -74,7 +87,7 @@ void connection_leave(struct connection *conn, const char *why)
         return;
     }
     conn->leaving = true;
-    log_debug("client %s: leaving it: %s", conn->stream->peer, why);
+    connection_note(conn, "leaving it: %s", why);
     conn->stream->ops->end_recv(conn->stream);
 }
 
@@ -265,7 +278,7 @@ void co_nbd_serve(struct nbd_service *service, struct stream *stream)
 {
     struct connection *conn = connection_create(service, stream);
     if (!conn) {
-        log_warning("client %s: refused: out of memory", stream->peer);
+        log_client(LOG_LEVEL_WARNING, stream->peer, NULL, "refused: out of memory");
         stream->ops->co_close(stream);
         return;
     }

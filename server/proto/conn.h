@@ -90,8 +90,10 @@ bool connection_sees(const struct connection *conn, const struct nbd_export *exp
  */
 uint64_t connection_stall_time(const struct connection *conn, uint64_t bytes);
 
-/* One line about this peer: what it did wrong. */
+/* One line about this peer: what it did wrong; and what else it did, for those who debug. */
 void connection_complain(const struct connection *conn, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+void connection_note(const struct connection *conn, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
 #endif

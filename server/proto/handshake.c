@@ -109,7 +109,7 @@ static enum next_step co_refuse(struct negotiation *talk, uint32_t type, const c
     size_t len = strlen(text);
     uint8_t *room = co_reply(talk, type, len);
     memcpy(room, text, len);
-    log_debug("client %s: option %u refused: %s", talk->conn->stream->peer, talk->option, text);
+    connection_note(talk->conn, "option %u refused: %s", talk->option, text);
     return NEXT_OPTION;
 }
 
@@ -242,8 +242,8 @@ static void choose(struct connection *conn, struct nbd_export *export)
         .form = conn->form,
         .meta_contexts = conn->meta_contexts,
     };
-    log_debug("client %s: export \"%s\", flags 0x%x", conn->stream->peer, export->name,
-              conn->rules.transmission_flags);
+    connection_note(conn, "export \"%s\", flags 0x%x", export->name,
+                    conn->rules.transmission_flags);
 }
 
 /* ---- Options ---- */
@@ -589,7 +589,7 @@ static bool co_receive_option_header(struct negotiation *talk, uint32_t *len)
         rc = co_input_read(&conn->input, &header, sizeof(header));
     }
     if (rc < 0) {
-        log_debug("client %s: gone during the handshake", conn->stream->peer);
+        connection_note(conn, "gone during the handshake");
         return false;
     }
     if (get_be64(header.magic) != NBD_OPTION_MAGIC) {
@@ -695,7 +695,7 @@ bool co_handshake_greet(struct connection *conn)
         return false;
     }
     if (co_input_need(&conn->input, 4) < 0) {
-        log_debug("client %s: gone before it said a word", conn->stream->peer);
+        connection_note(conn, "gone before it said a word");
         return false;
     }
     conn->client_flags = get_be32(input_bytes(&conn->input));

@@ -385,9 +385,9 @@ static void command_fail(struct command *command, uint32_t error, const char *te
     const struct nbd_request *request = &command->request;
     struct reply_to to = reply_to(command);
 
-    log_debug("client %s: %s at %llu, %llu bytes, flags 0x%x: error %u: %s", conn->stream->peer,
-              request_type_name(request->type), (unsigned long long)request->offset,
-              (unsigned long long)request->length, request->flags, error, text);
+    connection_note(conn, "%s at %llu, %llu bytes, flags 0x%x: error %u: %s",
+                    request_type_name(request->type), (unsigned long long)request->offset,
+                    (unsigned long long)request->length, request->flags, error, text);
     command_drop_buffer(command);
     reply_error(&command->reply, &to, error, text);
     command_queue_reply(command);
@@ -784,7 +784,7 @@ static bool co_receive_payload(struct command *command)
                             : co_receive_data(command);
     conn->receive_stalls_ns = 0;
     if (rc < 0) {
-        log_debug("client %s: gone within a payload", conn->stream->peer);
+        connection_note(conn, "gone within a payload");
         return false;
     }
     return true;
@@ -796,7 +796,7 @@ static bool co_receive_filter(struct connection *conn, struct nbd_request *reque
     uint8_t filter[REQUEST_FILTER_BYTES_MAX];
 
     if (co_input_read(&conn->input, filter, (size_t)request->payload_len) < 0) {
-        log_debug("client %s: gone within a payload", conn->stream->peer);
+        connection_note(conn, "gone within a payload");
         return false;
     }
     request_decode_filter(filter, &conn->rules, request);
@@ -813,8 +813,8 @@ static bool co_next_request(struct connection *conn, struct nbd_request *request
     }
     int rc = co_input_need(&conn->input, header_bytes);
     if (rc < 0) {
-        log_debug("client %s: gone without goodbye: %s", conn->stream->peer,
-                  rc == -ENODATA ? "end of stream" : strerror(-rc));
+        connection_note(conn, "gone without goodbye: %s",
+                        rc == -ENODATA ? "end of stream" : strerror(-rc));
         return false;
     }
     const uint8_t *header = input_bytes(&conn->input);
@@ -826,7 +826,7 @@ static bool co_next_request(struct connection *conn, struct nbd_request *request
     }
     input_take(&conn->input, header_bytes);
     if (request->type == NBD_CMD_DISC) {
-        log_debug("client %s: left", conn->stream->peer);
+        connection_note(conn, "left");
         return false;
     }
     if (request_has_filter(request) && !co_receive_filter(conn, request)) {
