@@ -25,6 +25,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "sched/co.h"
+#include "sched/ring_restrict.h"
 #include "sched/workers.h"
 
 #define SQ_ENTRIES 256U
@@ -139,10 +140,17 @@ static int init_ring(struct io_uring *ring)
     int ret = -EINVAL;
     for (size_t i = 0; i < ARRAY_LEN(flags_best_first) && ret == -EINVAL; i++) {
         struct io_uring_params params = {
-            .flags = flags_best_first[i] | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP,
+            .flags = flags_best_first[i] | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP |
+                     IORING_SETUP_R_DISABLED,
             .cq_entries = CQ_ENTRIES,
         };
         ret = io_uring_queue_init_params(SQ_ENTRIES, ring, &params);
+    }
+    if (ret == 0) {
+        ret = ring_restrict(ring);
+        if (ret < 0) {
+            io_uring_queue_exit(ring);
+        }
     }
     return ret;
 }
@@ -475,6 +483,14 @@ static void do_loop_work(struct loop *loop)
     struct work *work = list_entry(list_pop_front(&loop->loop_work), struct work, link);
     work->fn(work->arg);
     finish_work(loop, work);
+}
+
+int loop_renew_workers(struct loop *loop)
+{
+    if (!loop->workers) {
+        return 0;
+    }
+    return worker_pool_renew(loop->workers);
 }
 
 /* --------------------------------------------------------------------------------------- turn */

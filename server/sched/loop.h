@@ -96,5 +96,11 @@ void loop_timer_stop(struct loop *loop, struct world_timer *timer);
  * where none can be started, fn runs on the loop's stack.
  */
 void co_loop_work(struct loop *loop, void (*fn)(void *arg), void *arg);
+/*
+ * Ends the worker threads there are and starts new ones, which have the credentials and the
+ * confinement of the calling thread. Waits for work that is running; what has not begun is done by
+ * the new threads. -errno when none could be started: the loop can do no more work.
+ */
+int loop_renew_workers(struct loop *loop);
 
 #endif

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <liburing.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -16,6 +17,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/check.h"
 #include "base/log.h"
 #include "sched/co.h"
 #include "sched/loop.h"
@@ -673,6 +675,23 @@ START_TEST(test_workers)
 }
 END_TEST
 
+static void co_renew(void *arg)
+{
+    struct work_crowd *crowd = arg;
+    ck_assert_int_eq(loop_renew_workers(loop), 0); /* there are none */
+    co_loop_work(loop, count_elsewhere, crowd);
+    ck_assert_int_eq(loop_renew_workers(loop), 0);
+    co_loop_work(loop, count_elsewhere, crowd);
+}
+
+START_TEST(test_renewed_workers)
+{
+    struct work_crowd crowd = {.loop_thread = pthread_self()};
+    run(co_renew, &crowd);
+    ck_assert_uint_eq(atomic_load(&crowd.done), 2);
+}
+END_TEST
+
 static void note_stack(void *arg)
 {
     /* More than a coroutine has. */
@@ -713,6 +732,81 @@ START_TEST(test_work_without_threads)
     log_set_sink(NULL, NULL);
     ck_assert_uint_eq(done, 2);
     ck_assert_uint_eq(warnings, 1);
+}
+END_TEST
+
+/* --------------------------------------------------------------------- what the ring is not for */
+
+/* -EACCES if the ring refuses the operation as such; tried on a ring without restrictions, too. */
+static int co_try(void (*prepare)(struct io_uring_sqe *sqe))
+{
+    struct loop_op op;
+    struct io_uring_sqe *sqe = loop_sqe(loop);
+    prepare(sqe);
+    loop_sqe_attach(sqe, &op);
+    return co_loop_wait(loop, &op);
+}
+
+static int try_unrestricted(void (*prepare)(struct io_uring_sqe *sqe))
+{
+    struct io_uring ring;
+    struct io_uring_cqe *cqe;
+    ck_assert_int_eq(io_uring_queue_init(4, &ring, 0), 0);
+    prepare(io_uring_get_sqe(&ring));
+    ck_assert_int_eq(io_uring_submit_and_wait(&ring, 1), 1);
+    ck_assert_int_eq(io_uring_peek_cqe(&ring, &cqe), 0);
+    int result = cqe->res;
+    io_uring_queue_exit(&ring);
+    return result;
+}
+
+static void prepare_open(struct io_uring_sqe *sqe)
+{
+    io_uring_prep_openat(sqe, AT_FDCWD, "/dev/null", O_RDONLY, 0);
+}
+
+static void prepare_socket(struct io_uring_sqe *sqe)
+{
+    io_uring_prep_socket(sqe, AF_INET, SOCK_STREAM, 0, 0);
+}
+
+/* No such socket: what counts is whether anybody looks. */
+static void prepare_connect(struct io_uring_sqe *sqe)
+{
+    static const struct sockaddr_in address = {.sin_family = AF_INET};
+    io_uring_prep_connect(sqe, -1, (const struct sockaddr *)&address, sizeof(address));
+}
+
+static void prepare_unlink(struct io_uring_sqe *sqe)
+{
+    io_uring_prep_unlink(sqe, "/nowhere/nothing", 0);
+}
+
+/* The same operation as an allowed one, but with a flag that nobody needs. */
+static void prepare_linked_nop(struct io_uring_sqe *sqe)
+{
+    io_uring_prep_nop(sqe);
+    sqe->flags |= IOSQE_IO_LINK;
+}
+
+static void co_try_all(void *arg)
+{
+    static void (*const refused[])(struct io_uring_sqe * sqe) = {
+        prepare_open, prepare_socket, prepare_connect, prepare_unlink, prepare_linked_nop,
+    };
+    (void)arg;
+    for (unsigned i = 0; i < ARRAY_LEN(refused); i++) {
+        ck_assert_int_ne(try_unrestricted(refused[i]), -EACCES);
+        int result = co_try(refused[i]);
+        ck_assert_msg(result == -EACCES, "operation %u: %d", i, result);
+    }
+    int result = co_try(io_uring_prep_nop);
+    ck_assert_int_eq(result, 0);
+}
+
+START_TEST(test_ring_refuses_what_it_is_not_for)
+{
+    run(co_try_all, NULL);
 }
 END_TEST
 
@@ -786,7 +880,9 @@ int main(void)
     tcase_add_test(tcase, test_stop_before_run);
     tcase_add_test(tcase, test_stop_within_run_coroutine_is_kept);
     tcase_add_test(tcase, test_workers);
+    tcase_add_test(tcase, test_renewed_workers);
     tcase_add_test(tcase, test_work_without_threads);
+    tcase_add_test(tcase, test_ring_refuses_what_it_is_not_for);
     suite_add_tcase(suite, tcase);
     tcase = tcase_create("setup");
     tcase_add_test(tcase, test_setup_errors_say_what_to_change);

@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 
 #include "base/check.h"
@@ -125,6 +126,75 @@ START_TEST(test_free_without_work)
 }
 END_TEST
 
+struct gate {
+    pthread_barrier_t entered;
+    atomic_uint passed;
+};
+
+static void pass_gate(void *arg)
+{
+    struct gate *gate = arg;
+    pthread_barrier_wait(&gate->entered);
+    usleep(50 * 1000);
+    atomic_fetch_add(&gate->passed, 1);
+}
+
+/* One of the things that belong to a thread and are inherited. */
+static void note_no_new_privileges(void *arg)
+{
+    *(int *)arg = prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0);
+}
+
+START_TEST(test_renewal_loses_no_work)
+{
+    /* All threads are busy, and more work waits behind. */
+    struct worker_pool *pool = NULL;
+    ck_assert_int_eq(worker_pool_create(&pool), 0);
+    unsigned threads = worker_pool_threads(pool);
+    struct gate gate = {.passed = 0};
+    ck_assert_int_eq(pthread_barrier_init(&gate.entered, NULL, threads + 1), 0);
+    struct work *work = calloc(threads + PIECES, sizeof(*work));
+    ck_assert_ptr_nonnull(work);
+    atomic_uint sum = 0;
+    for (unsigned i = 0; i < threads; i++) {
+        work[i] = (struct work){.fn = pass_gate, .arg = &gate};
+        worker_pool_submit(pool, &work[i]);
+    }
+    for (unsigned i = threads; i < threads + PIECES; i++) {
+        work[i] = (struct work){.fn = add_one, .arg = &sum};
+        worker_pool_submit(pool, &work[i]);
+    }
+    pthread_barrier_wait(&gate.entered);
+    ck_assert_int_eq(worker_pool_renew(pool), 0);
+    ck_assert_uint_eq(atomic_load(&gate.passed), threads);
+    ck_assert_uint_eq(worker_pool_threads(pool), threads);
+    struct list finished = LIST_INIT(finished);
+    collect(pool, &finished, threads + PIECES);
+    ck_assert_uint_eq(atomic_load(&sum), PIECES);
+    free(work);
+    pthread_barrier_destroy(&gate.entered);
+    worker_pool_free(pool);
+}
+END_TEST
+
+START_TEST(test_renewed_threads_inherit_from_the_caller)
+{
+    struct worker_pool *pool = NULL;
+    ck_assert_int_eq(worker_pool_create(&pool), 0);
+    ck_assert_int_eq(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+    for (int renewed = 0; renewed < 2; renewed++) {
+        int found = -1;
+        struct work work = {.fn = note_no_new_privileges, .arg = &found};
+        struct list finished = LIST_INIT(finished);
+        worker_pool_submit(pool, &work);
+        collect(pool, &finished, 1);
+        ck_assert_int_eq(found, renewed);
+        ck_assert_int_eq(worker_pool_renew(pool), 0);
+    }
+    worker_pool_free(pool);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("workers");
@@ -134,6 +204,8 @@ int main(void)
     tcase_add_test(tcase, test_two_run_at_the_same_time);
     tcase_add_test(tcase, test_workers_block_all_signals);
     tcase_add_test(tcase, test_free_without_work);
+    tcase_add_test(tcase, test_renewal_loses_no_work);
+    tcase_add_test(tcase, test_renewed_threads_inherit_from_the_caller);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

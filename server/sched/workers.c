@@ -43,6 +43,8 @@ static void tell_submitter(struct worker_pool *pool)
 static void *worker_main(void *arg)
 {
     struct worker_pool *pool = arg;
+    /* By the thread itself: naming another one opens a file in /proc. */
+    pthread_setname_np(pthread_self(), "qcowd-worker");
     pthread_mutex_lock(&pool->lock);
     for (;;) {
         while (list_empty(&pool->waiting) && !pool->stopping) {
@@ -66,19 +68,17 @@ static void *worker_main(void *arg)
 }
 
 /* As many as can be had; returns why no more. */
-static int start_threads(struct worker_pool *pool)
+static int start_threads(struct worker_pool *pool, unsigned wanted)
 {
-    long processors = sysconf(_SC_NPROCESSORS_ONLN);
-    unsigned wanted = (unsigned)MIN_OF(MAX_OF(processors, THREADS_LEAST), THREADS_MOST);
     sigset_t all, before;
     sigfillset(&all);
+    /* Comes of a system call that a filter refuses, to the thread that made it, and no other. */
+    sigdelset(&all, SIGSYS);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int error = 0;
     while (pool->thread_count < wanted && !error) {
-        pthread_t *thread = &pool->threads[pool->thread_count];
-        error = pthread_create(thread, NULL, worker_main, pool);
+        error = pthread_create(&pool->threads[pool->thread_count], NULL, worker_main, pool);
         if (!error) {
-            pthread_setname_np(*thread, "qcowd-worker");
             pool->thread_count++;
         }
     }
@@ -86,8 +86,22 @@ static int start_threads(struct worker_pool *pool)
     return -error;
 }
 
+static void end_threads(struct worker_pool *pool)
+{
+    pthread_mutex_lock(&pool->lock);
+    pool->stopping = true;
+    pthread_cond_broadcast(&pool->work_or_stop);
+    pthread_mutex_unlock(&pool->lock);
+    for (unsigned i = 0; i < pool->thread_count; i++) {
+        pthread_join(pool->threads[i], NULL);
+    }
+    pool->thread_count = 0;
+    pool->stopping = false;
+}
+
 int worker_pool_create(struct worker_pool **out)
 {
+    long processors = sysconf(_SC_NPROCESSORS_ONLN);
     struct worker_pool *pool = calloc(1, sizeof(*pool));
     if (!pool) {
         return -ENOMEM;
@@ -102,7 +116,8 @@ int worker_pool_create(struct worker_pool **out)
     }
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->work_or_stop, NULL);
-    int ret = start_threads(pool);
+    int ret =
+        start_threads(pool, (unsigned)MIN_OF(MAX_OF(processors, THREADS_LEAST), THREADS_MOST));
     if (pool->thread_count == 0) {
         worker_pool_free(pool);
         return ret;
@@ -117,17 +132,19 @@ void worker_pool_free(struct worker_pool *pool)
         return;
     }
     assert(pool->outstanding == 0);
-    pthread_mutex_lock(&pool->lock);
-    pool->stopping = true;
-    pthread_cond_broadcast(&pool->work_or_stop);
-    pthread_mutex_unlock(&pool->lock);
-    for (unsigned i = 0; i < pool->thread_count; i++) {
-        pthread_join(pool->threads[i], NULL);
-    }
+    end_threads(pool);
     pthread_cond_destroy(&pool->work_or_stop);
     pthread_mutex_destroy(&pool->lock);
     close(pool->event_fd);
     free(pool);
+}
+
+int worker_pool_renew(struct worker_pool *pool)
+{
+    unsigned wanted = pool->thread_count;
+    end_threads(pool);
+    int ret = start_threads(pool, wanted);
+    return pool->thread_count > 0 ? 0 : ret;
 }
 
 unsigned worker_pool_threads(const struct worker_pool *pool)

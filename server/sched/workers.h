@@ -26,6 +26,13 @@ int worker_pool_create(struct worker_pool **out);
 /* Joins the threads. All work has come back. NULL is fine. */
 void worker_pool_free(struct worker_pool *pool);
 
+/*
+ * Ends the threads, each after the piece of work it is at, and starts as many new ones, which
+ * inherit what confines the caller. Nothing waiting or finished is lost. -errno when not even one
+ * could be started: the pool is good for nothing any more.
+ */
+int worker_pool_renew(struct worker_pool *pool);
+
 unsigned worker_pool_threads(const struct worker_pool *pool);
 
 /* An eventfd: readable when worker_pool_collect() has something to give since it last gave. */
