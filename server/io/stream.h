@@ -12,6 +12,7 @@
 #include <sys/uio.h>
 
 struct stream;
+struct world;
 
 struct stream_ops {
     /*
@@ -35,6 +36,11 @@ struct stream_ops {
      * stream). Does not suspend; may be called more than once.
      */
     void (*abort)(struct stream *stream);
+    /*
+     * From here on the stream is used by the thread of this world's loop, and by no other. Nothing
+     * may be waiting in it. NULL where there is only one world. Does not suspend.
+     */
+    void (*move)(struct stream *stream, struct world *world);
     /*
      * Says goodbye where the transport has a word for it (TLS close_notify, shutdown of the sending
      * side), closes and frees. Nothing may be waiting in it. May suspend, briefly.

@@ -28,6 +28,7 @@
 
 #include "base/check.h"
 #include "io/iov.h"
+#include "io/world_real.h"
 #include "sched/loop.h"
 
 /* What is thrown away at most of a peer's last bytes, so that closing does not reset a connection
@@ -208,6 +209,14 @@ static void fd_end_recv(struct stream *stream)
     }
 }
 
+static void fd_move(struct stream *stream, struct world *world)
+{
+    struct fd_stream *s = to_fd_stream(stream);
+
+    assert(s->receiving == NULL && s->sending == NULL);
+    s->loop = world_real_loop(world);
+}
+
 static void fd_stream_free(struct fd_stream *s)
 {
     close(s->in_fd);
@@ -242,6 +251,7 @@ static const struct stream_ops fd_stream_ops = {
     .co_send = co_fd_send,
     .end_recv = fd_end_recv,
     .abort = fd_abort,
+    .move = fd_move,
     .co_close = co_fd_close,
 };
 

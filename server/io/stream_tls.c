@@ -443,11 +443,20 @@ static void co_tls_close(struct stream *stream)
     inner->ops->co_close(inner);
 }
 
+static void tls_move(struct stream *stream, struct world *world)
+{
+    struct tls_stream *s = to_tls(stream);
+
+    s->world = world;
+    s->inner->ops->move(s->inner, world);
+}
+
 static const struct stream_ops tls_stream_ops = {
     .co_recv = co_tls_recv,
     .co_send = co_tls_send,
     .end_recv = tls_end_recv,
     .abort = tls_abort,
+    .move = tls_move,
     .co_close = co_tls_close,
 };
 

@@ -110,6 +110,11 @@ struct world *world_real_create(struct loop *loop)
     return &real->base;
 }
 
+struct loop *world_real_loop(struct world *world)
+{
+    return to_real(world)->loop;
+}
+
 void world_real_free(struct world *world)
 {
     if (world == NULL) {

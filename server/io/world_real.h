@@ -15,4 +15,6 @@ struct world *world_real_create(struct loop *loop);
 /* No disk may be open. NULL is fine. */
 void world_real_free(struct world *world);
 
+struct loop *world_real_loop(struct world *world);
+
 #endif

@@ -164,7 +164,7 @@ static void on_grace_over(struct world_timer *timer)
 
     list_for_each(link, &service->connections) {
         struct connection *conn = list_entry(link, struct connection, link);
-        if (conn->chosen) {
+        if (conn->in_flight > 0) {
             /* O9: a request for terabytes of zeroes is not waited for, either. */
             conn->chosen->image->ending = true;
         }
@@ -213,7 +213,7 @@ void nbd_budget_waiter_went(struct nbd_service *service)
     }
 }
 
-static struct connection *connection_create(struct nbd_service *service, struct stream *stream)
+static struct connection *connection_create(struct stream *stream)
 {
     struct connection *conn = calloc(1, sizeof(*conn));
     if (!conn) {
@@ -223,7 +223,6 @@ static struct connection *connection_create(struct nbd_service *service, struct 
         free(conn);
         return NULL;
     }
-    conn->service = service;
     conn->stream = stream;
     conn->state = CONNECTION_GREETING;
     conn->timer.fired = on_timer;
@@ -232,34 +231,49 @@ static struct connection *connection_create(struct nbd_service *service, struct 
     wait_queue_init(&conn->idle);
     list_init(&conn->replies);
     list_init(&conn->send_link);
-    list_push_back(&service->connections, &conn->link);
     return conn;
 }
 
 static void connection_free(struct connection *conn)
 {
-    struct nbd_service *service = conn->service;
-
     assert(conn->state == CONNECTION_CLOSED);
-    if (conn->dismissed) {
-        service->world->ops->timer_stop(service->world, &conn->dismissal_timer);
-    }
-    list_remove(&conn->link);
     input_free(&conn->input);
     nbd_export_release(conn->chosen);
     nbd_export_release(conn->meta_export);
     free(conn);
+}
+
+/* The connection is with this service until connection_part(). */
+static void connection_join(struct connection *conn, struct nbd_service *service)
+{
+    conn->service = service;
+    list_push_back(&service->connections, &conn->link);
+    if (conn->dismissed) {
+        service->world->ops->timer_start(service->world, &conn->dismissal_timer,
+                                         conn->dismissal_deadline_ns);
+    }
+}
+
+static void connection_part(struct connection *conn)
+{
+    struct nbd_service *service = conn->service;
+
+    if (conn->dismissed) {
+        service->world->ops->timer_stop(service->world, &conn->dismissal_timer);
+    }
+    list_remove(&conn->link);
+    conn->service = NULL;
     if (list_empty(&service->connections)) {
         transmit_free_spares(service);
     }
     wait_queue_wake_all(&service->gone);
 }
 
-/* Greeting, options, and transmission if it comes to that. */
-static void co_live(struct connection *conn)
+/* Greeting and options; true if they end in transmission. */
+static bool co_negotiate(struct connection *conn)
 {
     if (conn->service->draining) {
-        return;
+        return false;
     }
     start_timer(conn, conn->service->handshake_ms * MS_NS);
     bool go = co_handshake_greet(conn);
@@ -268,27 +282,71 @@ static void co_live(struct connection *conn)
         go = co_handshake_options(conn);
     }
     stop_timer(conn);
-    if (go) {
-        enter_state(conn, CONNECTION_TRANSMISSION);
-        co_transmit(conn);
+    return go;
+}
+
+/* Transmission and its end, on the export's loop. */
+static void co_transmit_whole(struct connection *conn)
+{
+    enter_state(conn, CONNECTION_TRANSMISSION);
+    co_transmit(conn);
+    enter_state(conn, CONNECTION_CLOSING);
+    start_timer(conn, GOODBYE_LOOK_EVERY_NS);
+    co_transmit_finish(conn);
+    stop_timer(conn);
+}
+
+struct stay {
+    struct connection *conn;
+    struct nbd_service *home;
+};
+
+static void co_stay(void *arg)
+{
+    struct stay *stay = arg;
+    connection_join(stay->conn, stay->home);
+    co_transmit_whole(stay->conn);
+    connection_part(stay->conn);
+}
+
+/* Hands the connection to the service of its export's loop, and takes it back. */
+static void co_transmit_elsewhere(struct connection *conn, struct nbd_service *home)
+{
+    struct nbd_service *here = conn->service;
+    struct stay stay = {.conn = conn, .home = home};
+
+    connection_part(conn);
+    conn->stream->ops->move(conn->stream, home->world);
+    int rc = here->co_call(here, home, co_stay, &stay);
+    conn->stream->ops->move(conn->stream, here->world);
+    connection_join(conn, here);
+    if (rc < 0) {
+        connection_complain(conn, "out of memory: disconnected");
+        enter_state(conn, CONNECTION_CLOSING);
     }
 }
 
 void co_nbd_serve(struct nbd_service *service, struct stream *stream)
 {
-    struct connection *conn = connection_create(service, stream);
+    struct connection *conn = connection_create(stream);
     if (!conn) {
         log_client(LOG_LEVEL_WARNING, stream->peer, NULL, "refused: out of memory");
         stream->ops->co_close(stream);
         return;
     }
-    co_live(conn);
-    enter_state(conn, CONNECTION_CLOSING);
-    start_timer(conn, GOODBYE_LOOK_EVERY_NS);
-    co_transmit_finish(conn);
-    stop_timer(conn);
+    connection_join(conn, service);
+    bool go = co_negotiate(conn);
+    struct nbd_service *home = go ? conn->chosen->home : NULL;
+    if (!go) {
+        enter_state(conn, CONNECTION_CLOSING);
+    } else if (home && home != service) {
+        co_transmit_elsewhere(conn, home);
+    } else {
+        co_transmit_whole(conn);
+    }
     enter_state(conn, CONNECTION_CLOSED);
     conn->stream->ops->co_close(conn->stream);
+    connection_part(conn);
     connection_free(conn);
 }
 
@@ -349,7 +407,8 @@ static void dismiss(struct connection *conn, uint64_t grace_ns)
         world->ops->timer_stop(world, &conn->dismissal_timer);
     }
     conn->dismissed = true;
-    world->ops->timer_start(world, &conn->dismissal_timer, world_now_ns(world) + grace_ns);
+    conn->dismissal_deadline_ns = world_now_ns(world) + grace_ns;
+    world->ops->timer_start(world, &conn->dismissal_timer, conn->dismissal_deadline_ns);
     transmit_leave_if_drained(conn);
 }
 

@@ -39,6 +39,7 @@ struct connection {
     bool starting_tls;        /* in the middle of TLS's own handshake */
     struct world_timer timer; /* the handshake's deadline; then the watch over a slow goodbye */
     struct world_timer dismissal_timer; /* when its grace is over; armed while dismissed */
+    uint64_t dismissal_deadline_ns;
     struct input input;
 
     /* What the handshake settled. */

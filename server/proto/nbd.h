@@ -30,6 +30,11 @@ struct nbd_export {
     struct image *image;
     bool read_only;
     bool multi_conn;
+    /*
+     * The service on whose loop the image lives, and all transmission with it; NULL: the one that
+     * the connection came to.
+     */
+    struct nbd_service *home;
     /* May change between two turns: nobody looks at them but handshakes, each time afresh. */
     const char *description; /* may be NULL; as long as the name at most */
     bool tls_only;           /* without TLS it is not there */
@@ -70,7 +75,11 @@ enum nbd_tls_mode {
     NBD_TLS_REQUIRE, /* nothing without it */
 };
 
-/* Shared by all connections and constant while any is served, except for the last part. */
+/*
+ * Shared by the connections of one loop, and constant while any is served, except for the last
+ * part. A server of several loops has one for each: a connection says hello and goodbye at the
+ * service that it came to, and is handed to the home of its export for the time between.
+ */
 struct nbd_service {
     /* Filled by the server floor after nbd_service_init(). */
     struct world *world;
@@ -89,6 +98,13 @@ struct nbd_service {
      */
     int (*co_start_tls)(struct nbd_service *service, struct stream *plain, struct stream **secure,
                         struct errtext *err);
+    /*
+     * Runs fn(arg) on the loop of `home`, in a coroutine, and returns 0 when it has returned;
+     * -errno: it has not been called. Called on the loop of `here`. Needed when an export has a
+     * home.
+     */
+    int (*co_call)(struct nbd_service *here, struct nbd_service *home, void (*fn)(void *arg),
+                   void *arg);
     void *context;         /* the server floor's own */
     uint32_t handshake_ms; /* LIMIT_HANDSHAKE_MS unless changed */
 
@@ -127,9 +143,10 @@ int nbd_service_offer_array(struct nbd_service *service, struct nbd_export *expo
 void co_nbd_serve(struct nbd_service *service, struct stream *stream);
 
 /*
- * Stops taking requests on all connections, lets those in flight finish and their replies leave,
- * then closes (O9). Connections not gone after grace_ns (a client that does not read) are cut.
- * Suspends until every co_nbd_serve() has returned.
+ * Stops taking requests on all connections that are with this service, lets those in flight finish
+ * and their replies leave, then closes (O9). Connections not gone after grace_ns (a client that
+ * does not read) are cut. Suspends until none is left here. Connections that come in after that
+ * leave at once.
  */
 void co_nbd_drain(struct nbd_service *service, uint64_t grace_ns);
 
