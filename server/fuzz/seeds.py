@@ -1,0 +1,166 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: BSD-2-Clause
+"""Writes the inputs that the fuzzers begin with: well-formed ones, each with something of its own.
+
+    seeds.py CORPUS-DIRECTORY
+
+Names are telling, those that libFuzzer finds later are hashes. The layouts are those that the
+targets' files describe; the wire's numbers come from the clients' tests.
+"""
+
+import os
+import struct
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "..", "client-tests"))
+import nbd_wire as nbd  # noqa: E402
+
+KIB = 1024
+
+
+# ---- The wire ----
+
+def option(number, payload=b""):
+    return struct.pack(">QII", nbd.IHAVEOPT, number, len(payload)) + payload
+
+
+def text(value):
+    return struct.pack(">I", len(value)) + value
+
+
+def go(name=b"", infos=(), number=nbd.OPT_GO):
+    return option(number, text(name) + struct.pack(f">H{len(infos)}H", len(infos), *infos))
+
+
+def meta_payload(name, queries):
+    return text(name) + struct.pack(">I", len(queries)) + b"".join(text(q) for q in queries)
+
+
+def meta(queries, name=b"", number=nbd.OPT_SET_META_CONTEXT):
+    return option(number, meta_payload(name, queries))
+
+
+def request(number, offset=0, length=0, flags=0, cookie=1, payload=b""):
+    return struct.pack(">IHHQQI", nbd.REQUEST_MAGIC, flags, number, cookie, offset,
+                       length) + payload
+
+
+def extended(number, offset=0, length=0, flags=0, cookie=1, payload=b""):
+    return struct.pack(">IHHQQQ", nbd.EXTENDED_REQUEST_MAGIC, flags, number, cookie, offset,
+                       length) + payload
+
+
+def commands(form):
+    """Each command once, good; then some that are refused."""
+    pack = extended if form == nbd.EXTENDED else request
+    has_payload = nbd.PAYLOAD_LEN if form == nbd.EXTENDED else 0
+    wanted = [
+        (nbd.READ, 0, 512, 0, b""),
+        (nbd.READ, 100, 3000, nbd.DF if form != nbd.SIMPLE else 0, b""),
+        (nbd.WRITE, 1024, 64, has_payload | nbd.FUA, b"w" * 64),
+        (nbd.FLUSH, 0, 0, 0, b""),
+        (nbd.TRIM, 0, 4096, 0, b""),
+        (nbd.WRITE_ZEROES, 4096, 512, nbd.NO_HOLE, b""),
+        (nbd.WRITE_ZEROES, 0, 4096, nbd.FAST_ZERO | nbd.FUA, b""),
+        (nbd.CACHE, 0, 4096, 0, b""),
+        (nbd.BLOCK_STATUS, 0, 8192, 0, b""),
+        (nbd.BLOCK_STATUS, 0, 8192, nbd.REQ_ONE, b""),
+        (nbd.READ, 1 << 40, 512, 0, b""),
+        (99, 0, 0, 0, b""),
+    ]
+    if form == nbd.EXTENDED:
+        wanted.append((nbd.BLOCK_STATUS, 0, 12, nbd.PAYLOAD_LEN, struct.pack(">QI", 4096, 1)))
+    said = b""
+    for cookie, (number, offset, length, flags, payload) in enumerate(wanted, 1):
+        said += pack(number, offset, length, flags, cookie, payload)
+    return said
+
+
+BASE, DEPTH = b"base:allocation", b"qemu:allocation-depth"
+GREETING = struct.pack(">I", nbd.FIXED_NEWSTYLE | nbd.NO_ZEROES)
+FORMS = {
+    nbd.SIMPLE: b"",
+    nbd.STRUCTURED: option(nbd.OPT_STRUCTURED_REPLY),
+    nbd.EXTENDED: option(nbd.OPT_EXTENDED_HEADERS),
+}
+
+
+def manners(choice=0, seed=1):
+    return bytes((choice, seed))
+
+
+def handshake_seeds():
+    for form, agree in FORMS.items():
+        contexts = b"" if form == nbd.SIMPLE else meta([BASE, DEPTH])
+        pack = extended if form == nbd.EXTENDED else request
+        goodbye = pack(nbd.DISC, cookie=1000)
+        whole = GREETING + agree + contexts + go() + commands(form) + goodbye
+        yield f"{form}", manners() + whole
+        yield f"{form}-slow", manners(1) + whole
+        yield f"{form}-lazy-batched", manners(2 | 16) + whole
+        yield f"{form}-vanishes", manners(4) + whole
+        yield f"{form}-drained", manners(6, 2) + whole
+        yield f"{form}-export-drained", manners(6, 1) + whole
+        yield f"{form}-no-budget", manners(8 | 1) + whole
+        yield f"{form}-read-only", manners() + GREETING + agree + go(b"ro") + commands(form)
+    infos = (nbd.INFO_NAME, nbd.INFO_DESCRIPTION, nbd.INFO_BLOCK_SIZE)
+    yield "info", manners() + GREETING + go(b"ro", infos, nbd.OPT_INFO) + go(b"none") + go(b"hidden") + \
+        option(nbd.OPT_ABORT)
+    yield "list", manners() + GREETING + option(nbd.OPT_LIST) + option(77, b"what") + \
+        option(nbd.OPT_LIST, b"x")
+    yield "list-meta", manners() + GREETING + FORMS[nbd.STRUCTURED] + \
+        meta([], b"", nbd.OPT_LIST_META_CONTEXT) + \
+        meta([b"base:", b"qemu:", b"other:x"], b"", nbd.OPT_LIST_META_CONTEXT)
+    yield "export-name", manners() + GREETING + option(nbd.OPT_EXPORT_NAME, b"ro") + \
+        request(nbd.READ, 0, 512)
+    yield "old-client", manners() + struct.pack(">I", 0) + option(nbd.OPT_EXPORT_NAME, b"") + \
+        commands(nbd.SIMPLE)
+    tls = option(nbd.OPT_STARTTLS) + b"T"
+    yield "tls", manners(128 | 32) + GREETING + FORMS[nbd.STRUCTURED] + tls + go(b"secret") + \
+        request(nbd.READ, 0, 512)
+    yield "tls-pipelined", manners(32) + GREETING + tls + go(b"secret")
+    yield "tls-required", manners(128 | 64 | 1) + GREETING + go() + tls + option(nbd.OPT_LIST) + go()
+
+
+def request_seeds():
+    flags = (nbd.HAS_FLAGS | nbd.SEND_FLUSH | nbd.SEND_FUA | nbd.SEND_TRIM | nbd.SEND_DF |
+             nbd.SEND_WRITE_ZEROES | nbd.SEND_CACHE | nbd.SEND_FAST_ZERO)
+    for number, name in enumerate(nbd.COMMAND_NAMES):
+        for form, more in ((0, 0), (1, 0), (2, nbd.BLOCK_STATUS_PAYLOAD)):
+            rules = struct.pack(">BHQ", form | 12, flags | more, 1 << 20)
+            pack = extended if form == 2 else request
+            payload_flag = nbd.PAYLOAD_LEN if form == 2 and number == nbd.WRITE else 0
+            yield f"{name.lower()}-{form}", rules + pack(number, 4096, 512, payload_flag)
+    rules = struct.pack(">BHQ", 2 | 12, flags | nbd.BLOCK_STATUS_PAYLOAD, 1 << 20)
+    yield "filter", rules + extended(nbd.BLOCK_STATUS, 4096, 16, nbd.PAYLOAD_LEN, 1,
+                                     struct.pack(">QII", 512, 1, 2))
+
+
+def meta_seeds():
+    yield "set-both", b"\0" + meta_payload(b"disk", [BASE, DEPTH])
+    yield "list-all", b"\1" + meta_payload(b"", [])
+    yield "list-spaces", b"\1" + meta_payload(b"", [b"base:", b"qemu:"])
+    yield "set-unknown", b"\0" + meta_payload(b"x", [b"base:", b"other:thing"])
+
+
+SEEDS = {
+    "request": request_seeds,
+    "meta": meta_seeds,
+    "handshake": handshake_seeds,
+}
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    for target, seeds in SEEDS.items():
+        directory = os.path.join(sys.argv[1], target)
+        os.makedirs(directory, exist_ok=True)
+        for name, data in seeds():
+            with open(os.path.join(directory, name), "wb") as out:
+                out.write(data)
+
+
+if __name__ == "__main__":
+    main()
