@@ -103,7 +103,7 @@ int break_control_start(struct loop *loop, struct errtext *err)
     if (!control.path) {
         return 0;
     }
-    int ret = net_listen_unix(control.path, &fd, err);
+    int ret = net_listen_unix(control.path, NULL, &fd, err);
     if (ret == 0) {
         ret = accepter_create(loop, fd, &control.accepter);
     }

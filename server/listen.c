@@ -49,7 +49,7 @@ int listeners_add_unix(struct listeners *listeners, const char *path, struct err
 {
     struct stat status;
     int fd;
-    int result = net_listen_unix(path, &fd, err);
+    int result = net_listen_unix(path, NULL, &fd, err);
     if (result < 0) {
         return result;
     }

@@ -8,12 +8,15 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/vm_sockets.h>
 #include <liburing.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -87,8 +90,22 @@ static int open_directory(const char *path, size_t prefix_len, struct errtext *e
     return fd;
 }
 
+/* With a mode, the file has it from its first moment. */
+static int bind_with_mode(int fd, const struct sockaddr_un *address,
+                          const struct net_socket_file *file)
+{
+    bool masked = file && file->mode_given;
+    mode_t umask_before = masked ? umask(~file->mode & 0777) : 0;
+    int ret = bind(fd, (const struct sockaddr *)address, sizeof(*address)) < 0 ? -errno : 0;
+    if (masked) {
+        umask(umask_before);
+    }
+    return ret;
+}
+
 /* prefix_len: of the path up to and with its last slash. */
-static int bind_hidden(struct hidden_socket *hidden, const char *path, size_t prefix_len)
+static int bind_hidden(struct hidden_socket *hidden, const char *path, size_t prefix_len,
+                       const struct net_socket_file *file)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     const size_t room = sizeof(address.sun_path);
@@ -104,7 +121,19 @@ static int bind_hidden(struct hidden_socket *hidden, const char *path, size_t pr
     } else {
         snprintf(address.sun_path, room, "/proc/self/fd/%d/%s", hidden->directory_fd, hidden->name);
     }
-    return bind(hidden->fd, (const struct sockaddr *)&address, sizeof(address)) < 0 ? -errno : 0;
+    return bind_with_mode(hidden->fd, &address, file);
+}
+
+/* Nobody can connect yet, so nobody does who only may before this. */
+static int give_to_owner(const struct hidden_socket *hidden, const struct net_socket_file *file)
+{
+    if (!file || (file->uid == (uid_t)-1 && file->gid == (gid_t)-1)) {
+        return 0;
+    }
+    return fchownat(hidden->directory_fd, hidden->name, file->uid, file->gid, AT_SYMLINK_NOFOLLOW) <
+                   0
+               ? -errno
+               : 0;
 }
 
 static void remove_hidden_name(const struct hidden_socket *hidden)
@@ -112,29 +141,54 @@ static void remove_hidden_name(const struct hidden_socket *hidden)
     (void)unlinkat(hidden->directory_fd, hidden->name, 0);
 }
 
+/* Binds, sets the owner, listens: the first failure, explained, with no name left behind. */
+static int make_hidden(struct hidden_socket *hidden, const char *path, size_t prefix_len,
+                       const struct net_socket_file *file, struct errtext *err)
+{
+    int ret = bind_hidden(hidden, path, prefix_len, file);
+    if (ret < 0) {
+        return err_set(err, -ret, "%s: cannot make the socket: %s%s", path, strerror(-ret),
+                       ret == -EACCES ? ": choose a directory that you may write" : "");
+    }
+    ret = give_to_owner(hidden, file);
+    if (ret < 0) {
+        err_set(err, -ret, "%s: cannot change the owner of the socket: %s%s", path, strerror(-ret),
+                ret == -EPERM ? ": only root may give files away, and only to a group of one's own"
+                                " may others"
+                              : "");
+    } else if (listen(hidden->fd, BACKLOG) < 0) {
+        ret = -errno;
+        err_set(err, -ret, "%s: cannot listen: %s", path, strerror(-ret));
+    }
+    if (ret < 0) {
+        remove_hidden_name(hidden);
+    }
+    return ret;
+}
+
 /* On success the caller ends both descriptors and the name. */
 static int listen_hidden(struct hidden_socket *hidden, const char *path, size_t prefix_len,
-                         struct errtext *err)
+                         const struct net_socket_file *file, struct errtext *err)
 {
     hidden->directory_fd = open_directory(path, prefix_len, err);
     if (hidden->directory_fd < 0) {
         return hidden->directory_fd;
     }
+    int ret;
     hidden->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    int ret = hidden->fd < 0 ? -errno : bind_hidden(hidden, path, prefix_len);
-    if (ret == 0 && listen(hidden->fd, BACKLOG) < 0) {
+    if (hidden->fd < 0) {
         ret = -errno;
-        remove_hidden_name(hidden);
+        err_set(err, -ret, "%s: cannot make the socket: %s", path, strerror(-ret));
+    } else {
+        ret = make_hidden(hidden, path, prefix_len, file, err);
+        if (ret < 0) {
+            close(hidden->fd);
+        }
     }
     if (ret < 0) {
         close(hidden->directory_fd);
-        if (hidden->fd >= 0) {
-            close(hidden->fd);
-        }
-        return err_set(err, -ret, "%s: cannot make the socket: %s%s", path, strerror(-ret),
-                       ret == -EACCES ? ": choose a directory that you may write" : "");
     }
-    return 0;
+    return ret;
 }
 
 /* Gives the socket its path, in the place of a stale one if there is one. */
@@ -177,7 +231,8 @@ static int publish(const struct hidden_socket *hidden, const struct sockaddr_un 
                    path);
 }
 
-int net_listen_unix(const char *path, int *fd, struct errtext *err)
+int net_listen_unix(const char *path, const struct net_socket_file *file, int *fd,
+                    struct errtext *err)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     struct hidden_socket hidden;
@@ -195,7 +250,7 @@ int net_listen_unix(const char *path, int *fd, struct errtext *err)
     const char *last_slash = strrchr(path, '/');
     size_t prefix_len = last_slash ? (size_t)(last_slash - path) + 1 : 0;
 
-    int ret = listen_hidden(&hidden, path, prefix_len, err);
+    int ret = listen_hidden(&hidden, path, prefix_len, file, err);
     if (ret < 0) {
         return ret;
     }
@@ -374,29 +429,164 @@ int net_listen_tcp(const char *address, uint16_t port, int *fds, unsigned capaci
     return ret;
 }
 
+/* Listening on vsock. */
+
+int net_listen_vsock(uint32_t port, int *fd, struct errtext *err)
+{
+    struct sockaddr_vm address = {
+        .svm_family = AF_VSOCK, .svm_cid = VMADDR_CID_ANY, .svm_port = port};
+    int made = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    if (made < 0) {
+        int saved = errno;
+        return err_set(
+            err, saved, "cannot listen on vsock: %s%s", strerror(saved),
+            saved == EAFNOSUPPORT
+                ? ": this kernel has no vsock; load vhost_vsock on a machine with guests,"
+                  " vmw_vsock_virtio_transport in a guest"
+                : "");
+    }
+    if (bind(made, (const struct sockaddr *)&address, sizeof(address)) < 0 ||
+        listen(made, BACKLOG) < 0) {
+        int saved = errno;
+        close(made);
+        return err_set(err, saved, "vsock port %u: cannot listen: %s%s", port, strerror(saved),
+                       saved == EADDRINUSE ? ": another server listens there; choose another with "
+                                             "--port"
+                       : saved == EACCES   ? ": ports below 1024 are for root; choose another with "
+                                             "--port"
+                                           : "");
+    }
+    *fd = made;
+    return 0;
+}
+
+/* The number by which others on this machine call us: 2 for a host, its own for a guest. Where it
+ * cannot be asked, the one by which we call ourselves. */
+static uint32_t local_cid(void)
+{
+    unsigned cid = VMADDR_CID_LOCAL;
+    int fd = open("/dev/vsock", O_RDONLY | O_CLOEXEC);
+
+    if (fd >= 0) {
+        if (ioctl(fd, IOCTL_VM_SOCKETS_GET_LOCAL_CID, &cid) < 0 || cid == VMADDR_CID_ANY) {
+            cid = VMADDR_CID_LOCAL;
+        }
+        close(fd);
+    }
+    return cid;
+}
+
+/* What listens, and where. */
+
+union any_address {
+    struct sockaddr any;
+    struct sockaddr_in v4;
+    struct sockaddr_in6 v6;
+    struct sockaddr_un local;
+    struct sockaddr_vm vm;
+    struct sockaddr_storage storage;
+};
+
 int net_local_port(int fd, uint16_t *port)
 {
-    union {
-        struct sockaddr any;
-        struct sockaddr_in v4;
-        struct sockaddr_in6 v6;
-        struct sockaddr_storage storage;
-    } address;
+    struct net_address address;
+    int ret = net_local_address(fd, &address);
+
+    if (ret == 0 && address.family != NET_TCP) {
+        ret = -EAFNOSUPPORT;
+    }
+    if (ret == 0) {
+        *port = (uint16_t)address.port;
+    }
+    return ret;
+}
+
+/* The path may fill its field without a terminator; none, and an abstract one, name no file. */
+static void take_path(struct net_address *out, const struct sockaddr_un *local, socklen_t len)
+{
+    size_t room = (size_t)len - offsetof(struct sockaddr_un, sun_path);
+
+    if (len > offsetof(struct sockaddr_un, sun_path)) {
+        memcpy(out->name, local->sun_path,
+               strnlen(local->sun_path, MIN_OF(room, sizeof(local->sun_path))));
+    }
+}
+
+int net_local_address(int fd, struct net_address *out)
+{
+    union any_address address;
     socklen_t len = sizeof(address);
 
+    memset(&address, 0, sizeof(address));
+    memset(out, 0, sizeof(*out));
     if (getsockname(fd, &address.any, &len) < 0) {
         return -errno;
     }
     switch (address.any.sa_family) {
+    case AF_UNIX:
+        out->family = NET_UNIX;
+        take_path(out, &address.local, len);
+        return 0;
     case AF_INET:
-        *port = ntohs(address.v4.sin_port);
+        out->family = NET_TCP;
+        out->port = ntohs(address.v4.sin_port);
+        inet_ntop(AF_INET, &address.v4.sin_addr, out->name, sizeof(out->name));
         return 0;
     case AF_INET6:
-        *port = ntohs(address.v6.sin6_port);
+        out->family = NET_TCP;
+        out->port = ntohs(address.v6.sin6_port);
+        inet_ntop(AF_INET6, &address.v6.sin6_addr, out->name, sizeof(out->name));
+        return 0;
+    case AF_VSOCK:
+        out->family = NET_VSOCK;
+        out->port = address.vm.svm_port;
+        out->cid = address.vm.svm_cid == VMADDR_CID_ANY ? local_cid() : address.vm.svm_cid;
         return 0;
     default:
         return -EAFNOSUPPORT;
     }
+}
+
+static int socket_option(int fd, int name)
+{
+    int value = 0;
+    socklen_t len = sizeof(value);
+    return getsockopt(fd, SOL_SOCKET, name, &value, &len) < 0 ? -errno : value;
+}
+
+int net_inherit_listener(int fd, struct net_address *address, struct errtext *err)
+{
+    int flags = fcntl(fd, F_GETFD);
+    if (flags < 0) {
+        return err_set(err, EINVAL, "inherited descriptor %d is not open", fd);
+    }
+    int type = socket_option(fd, SO_TYPE);
+    if (type < 0) {
+        return err_set(err, EINVAL, "inherited descriptor %d is not a socket", fd);
+    }
+    if (type != SOCK_STREAM) {
+        return err_set(err, EINVAL,
+                       "inherited descriptor %d is a socket for datagrams or packets: NBD needs a "
+                       "stream",
+                       fd);
+    }
+    if (socket_option(fd, SO_ACCEPTCONN) <= 0) {
+        return err_set(
+            err, EINVAL,
+            "inherited descriptor %d does not listen: a socket unit needs Accept=no; one "
+            "connection is served with --stdio",
+            fd);
+    }
+    int ret = net_local_address(fd, address);
+    if (ret < 0) {
+        return err_set(err, EINVAL, "inherited descriptor %d is neither Unix nor TCP nor vsock: %s",
+                       fd, strerror(-ret));
+    }
+    if (fcntl(fd, F_SETFD, flags | FD_CLOEXEC) < 0) {
+        return err_set(err, EINVAL, "inherited descriptor %d: %s", fd, strerror(errno));
+    }
+    return 0;
 }
 
 /* Accepting. */
@@ -421,22 +611,36 @@ int accepter_create(struct loop *loop, int listen_fd, struct accepter **out)
     return 0;
 }
 
+/* Submits what has been prepared and waits for it, unless accepter_stop() ends it first. */
+static int co_wait_cancellable(struct accepter *accepter, struct io_uring_sqe *sqe)
+{
+    struct loop_op op = {0};
+
+    loop_sqe_attach(sqe, &op);
+    assert(accepter->accepting == NULL);
+    accepter->accepting = &op;
+    int result = co_loop_wait(accepter->loop, &op);
+    accepter->accepting = NULL;
+    return result;
+}
+
 int co_accept(struct accepter *accepter)
 {
     while (!accepter->stopped) {
-        struct loop_op op = {0};
         struct io_uring_sqe *sqe = loop_sqe(accepter->loop);
 
         io_uring_prep_accept(sqe, accepter->fd, NULL, NULL, SOCK_CLOEXEC);
-        loop_sqe_attach(sqe, &op);
-        assert(accepter->accepting == NULL);
-        accepter->accepting = &op;
-        int fd = co_loop_wait(accepter->loop, &op);
-        accepter->accepting = NULL;
-
+        int fd = co_wait_cancellable(accepter, sqe);
         if (fd >= 0 && accepter->stopped) {
             close(fd);
             break;
+        }
+        if (fd == -EAGAIN && !accepter->stopped) {
+            /* An inherited socket in non-blocking mode, which those who share it may rely on. */
+            sqe = loop_sqe(accepter->loop);
+            io_uring_prep_poll_add(sqe, accepter->fd, POLLIN);
+            fd = co_wait_cancellable(accepter, sqe);
+            fd = fd < 0 ? fd : -EAGAIN;
         }
         /* The one who came has gone again, or nobody came yet: the next one, please. */
         if (fd == -ECONNABORTED || fd == -EINTR || fd == -EAGAIN || fd == -EPROTO) {

@@ -13,6 +13,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <limits.h>
+#include <linux/vm_sockets.h>
 #include <liburing.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -261,7 +262,8 @@ static bool is_socket(int fd)
     return fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode);
 }
 
-/* "unix", "127.0.0.1:40312", "[::1]:40312"; sets TCP_NODELAY on the way, as it knows the family. */
+/* "unix", "127.0.0.1:40312", "[::1]:40312", "vsock:3:40312"; sets TCP_NODELAY on the way, as it
+ * knows the family. */
 static void name_peer(struct fd_stream *s)
 {
     union {
@@ -269,6 +271,7 @@ static void name_peer(struct fd_stream *s)
         struct sockaddr_in v4;
         struct sockaddr_in6 v6;
         struct sockaddr_un local;
+        struct sockaddr_vm vm;
     } address;
     socklen_t len = sizeof(address);
     char text[INET6_ADDRSTRLEN];
@@ -284,6 +287,8 @@ static void name_peer(struct fd_stream *s)
     } else if (address.any.sa_family == AF_INET6) {
         inet_ntop(AF_INET6, &address.v6.sin6_addr, text, sizeof(text));
         snprintf(s->peer, sizeof(s->peer), "[%s]:%u", text, ntohs(address.v6.sin6_port));
+    } else if (address.any.sa_family == AF_VSOCK) {
+        snprintf(s->peer, sizeof(s->peer), "vsock:%u:%u", address.vm.svm_cid, address.vm.svm_port);
     }
     if (address.any.sa_family == AF_INET || address.any.sa_family == AF_INET6) {
         /* Only slower when it fails. */

@@ -291,9 +291,9 @@ START_TEST(test_listen_unix)
     int first;
     int second;
 
-    ck_assert_int_eq(net_listen_unix(test_path("s"), &first, &err), 0);
+    ck_assert_int_eq(net_listen_unix(test_path("s"), NULL, &first, &err), 0);
     ck_assert_int_eq(fcntl(first, F_GETFD) & FD_CLOEXEC, FD_CLOEXEC);
-    ck_assert_int_eq(net_listen_unix(test_path("s"), &second, &err), -EADDRINUSE);
+    ck_assert_int_eq(net_listen_unix(test_path("s"), NULL, &second, &err), -EADDRINUSE);
     ck_assert_ptr_nonnull(strstr(err.text, "/s: address already in use: another server"));
     /* The one that answers was left alone. */
     int fd = connect_unix(test_path("s"));
@@ -303,7 +303,7 @@ START_TEST(test_listen_unix)
 
     /* Nobody answers now: the socket is stale and replaced. */
     ck_assert_int_eq(access(test_path("s"), F_OK), 0);
-    ck_assert_int_eq(net_listen_unix(test_path("s"), &first, &err), 0);
+    ck_assert_int_eq(net_listen_unix(test_path("s"), NULL, &first, &err), 0);
     fd = connect_unix(test_path("s"));
     ck_assert_int_ge(fd, 0);
     close(fd);
@@ -312,19 +312,19 @@ START_TEST(test_listen_unix)
     /* What is no socket is never removed, nor what a link leads to. */
     fd = open(test_path("file"), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     close(fd);
-    ck_assert_int_eq(net_listen_unix(test_path("file"), &second, &err), -EADDRINUSE);
+    ck_assert_int_eq(net_listen_unix(test_path("file"), NULL, &second, &err), -EADDRINUSE);
     ck_assert_ptr_nonnull(strstr(err.text, "/file: exists and is not a socket"));
     ck_assert_int_eq(symlink("s", test_path("link")), 0);
-    ck_assert_int_eq(net_listen_unix(test_path("link"), &second, &err), -EADDRINUSE);
+    ck_assert_int_eq(net_listen_unix(test_path("link"), NULL, &second, &err), -EADDRINUSE);
     ck_assert_int_eq(access(test_path("file"), F_OK), 0);
     ck_assert_int_eq(access(test_path("s"), F_OK), 0);
 
-    ck_assert_int_eq(net_listen_unix(test_path("no/s"), &second, &err), -ENOENT);
+    ck_assert_int_eq(net_listen_unix(test_path("no/s"), NULL, &second, &err), -ENOENT);
     ck_assert_ptr_nonnull(strstr(err.text, "directory must exist"));
-    ck_assert_int_eq(net_listen_unix("", &second, &err), -EINVAL);
+    ck_assert_int_eq(net_listen_unix("", NULL, &second, &err), -EINVAL);
     memset(path, 'x', sizeof(path));
     path[108] = '\0';
-    ck_assert_int_eq(net_listen_unix(path, &second, &err), -ENAMETOOLONG);
+    ck_assert_int_eq(net_listen_unix(path, NULL, &second, &err), -ENAMETOOLONG);
     ck_assert_ptr_nonnull(strstr(err.text, "at most 107 bytes long, this one has 108"));
 }
 END_TEST
@@ -356,15 +356,164 @@ START_TEST(test_listen_unix_leaves_one_name)
     ck_assert_int_eq(mkdir(test_path("long"), 0700), 0);
     ck_assert_int_eq(mkdir(path, 0700), 0);
     memcpy(path + 105, "/s", 3);
-    ck_assert_int_eq(net_listen_unix(path, &listener, &err), 0);
+    ck_assert_int_eq(net_listen_unix(path, NULL, &listener, &err), 0);
     int fd = connect_unix(path);
     ck_assert_int_ge(fd, 0);
     close(fd);
     close(listener);
-    ck_assert_int_eq(net_listen_unix(path, &listener, &err), 0);
+    ck_assert_int_eq(net_listen_unix(path, NULL, &listener, &err), 0);
     close(listener);
     path[105] = '\0';
     ck_assert_uint_eq(names_in(path), 1);
+}
+END_TEST
+
+static mode_t mode_of(const char *path)
+{
+    struct stat status;
+    ck_assert_int_eq(lstat(path, &status), 0);
+    ck_assert(S_ISSOCK(status.st_mode));
+    return status.st_mode & 07777;
+}
+
+/* The mode is the one that was asked for, whatever the umask, which is left as it was. */
+START_TEST(test_listen_unix_mode)
+{
+    static const mode_t modes[] = {0600, 0660, 0666, 0777, 0};
+    struct errtext err = {""};
+    int listener;
+
+    umask(0027);
+    for (unsigned i = 0; i < ARRAY_LEN(modes); i++) {
+        struct net_socket_file file = {true, modes[i], (uid_t)-1, (gid_t)-1};
+        ck_assert_int_eq(net_listen_unix(test_path("s"), &file, &listener, &err), 0);
+        ck_assert_uint_eq(mode_of(test_path("s")), modes[i]);
+        ck_assert_int_eq(unlink(test_path("s")), 0);
+        close(listener);
+    }
+    ck_assert_int_eq(net_listen_unix(test_path("s"), NULL, &listener, &err), 0);
+    ck_assert_uint_eq(mode_of(test_path("s")), 0750);
+    close(listener);
+    ck_assert_uint_eq(umask(0022), 0027);
+}
+END_TEST
+
+START_TEST(test_listen_unix_owner)
+{
+    struct errtext err = {""};
+    struct net_socket_file file = {true, 0660, 12345, 23456};
+    struct stat status;
+    int listener;
+
+    if (geteuid() == 0) {
+        ck_assert_int_eq(net_listen_unix(test_path("s"), &file, &listener, &err), 0);
+        ck_assert_int_eq(stat(test_path("s"), &status), 0);
+        ck_assert_uint_eq(status.st_uid, 12345);
+        ck_assert_uint_eq(status.st_gid, 23456);
+        close(listener);
+        ck_assert_int_eq(seteuid(12345), 0);
+        file.uid = 1;
+    }
+    /* Nobody else gives files away, and what was begun leaves no name behind. */
+    ck_assert_int_eq(mkdir(test_path("own"), 0777), geteuid() == 12345 ? -1 : 0);
+    if (geteuid() != 12345) {
+        ck_assert_int_eq(net_listen_unix(test_path("own/s"), &file, &listener, &err), -EPERM);
+        ck_assert_ptr_nonnull(strstr(err.text, "own/s: cannot change the owner of the socket"));
+        ck_assert_int_eq(rmdir(test_path("own")), 0);
+    } else {
+        ck_assert_int_eq(seteuid(0), 0);
+        ck_assert_int_eq(mkdir(test_path("own"), 0777), 0);
+        ck_assert_int_eq(chown(test_path("own"), 12345, 0), 0);
+        ck_assert_int_eq(chmod(test_path(""), 0755), 0);
+        ck_assert_int_eq(seteuid(12345), 0);
+        ck_assert_int_eq(net_listen_unix(test_path("own/s"), &file, &listener, &err), -EPERM);
+        ck_assert_ptr_nonnull(strstr(err.text, "own/s: cannot change the owner of the socket"));
+        ck_assert_int_eq(seteuid(0), 0);
+        ck_assert_int_eq(rmdir(test_path("own")), 0);
+    }
+}
+END_TEST
+
+/* Inherited sockets, and vsock. */
+
+START_TEST(test_inherit)
+{
+    struct errtext err = {""};
+    struct net_address address;
+    uint16_t port;
+    int fds[2];
+    int listener;
+
+    ck_assert_int_eq(net_listen_unix(test_path("s"), NULL, &listener, &err), 0);
+    ck_assert_int_eq(fcntl(listener, F_SETFD, 0), 0);
+    ck_assert_int_eq(net_inherit_listener(listener, &address, &err), 0);
+    ck_assert_int_eq(fcntl(listener, F_GETFD), FD_CLOEXEC);
+    ck_assert_int_eq((int)address.family, (int)NET_UNIX);
+    /* It was bound under another name, which is gone. */
+    ck_assert_ptr_nonnull(strstr(address.name, "/.qcowd-"));
+    close(listener);
+
+    ck_assert_int_eq(net_listen_tcp("127.0.0.1", 0, fds, 1, &err), 1);
+    ck_assert_int_eq(net_inherit_listener(fds[0], &address, &err), 0);
+    ck_assert_int_eq((int)address.family, (int)NET_TCP);
+    ck_assert_str_eq(address.name, "127.0.0.1");
+    ck_assert_int_eq(net_local_port(fds[0], &port), 0);
+    ck_assert_uint_eq(address.port, port);
+    close(fds[0]);
+
+    struct sockaddr_un abstract = {.sun_family = AF_UNIX, .sun_path = "\0qcowd-test"};
+    listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    ck_assert_int_eq(bind(listener, (struct sockaddr *)&abstract,
+                          (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 11)),
+                     0);
+    ck_assert_int_eq(net_inherit_listener(listener, &address, &err), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(err.text, "does not listen: a socket unit needs Accept=no"));
+    ck_assert_int_eq(listen(listener, 1), 0);
+    ck_assert_int_eq(net_inherit_listener(listener, &address, &err), 0);
+    ck_assert_str_eq(address.name, "");
+    close(listener);
+
+    ck_assert_int_eq(net_inherit_listener(listener, &address, &err), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(err.text, "is not open"));
+    ck_assert_int_eq(pipe2(fds, O_CLOEXEC), 0);
+    ck_assert_int_eq(net_inherit_listener(fds[0], &address, &err), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(err.text, "is not a socket"));
+    close(fds[0]);
+    close(fds[1]);
+    ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+    ck_assert_int_eq(net_inherit_listener(fds[0], &address, &err), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(err.text, "one connection is served with --stdio"));
+    close(fds[0]);
+    close(fds[1]);
+    ck_assert_int_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds), 0);
+    ck_assert_int_eq(net_inherit_listener(fds[0], &address, &err), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(err.text, "NBD needs a stream"));
+    close(fds[0]);
+    close(fds[1]);
+}
+END_TEST
+
+/* Kernels without vsock say so; this one may be either. */
+START_TEST(test_listen_vsock)
+{
+    struct errtext err = {""};
+    struct net_address address;
+    int listener;
+    int second;
+    int result = net_listen_vsock(NET_VSOCK_ANY_PORT, &listener, &err);
+
+    if (result < 0) {
+        ck_assert_ptr_nonnull(strstr(err.text, "cannot listen"));
+        return;
+    }
+    ck_assert_int_eq(net_local_address(listener, &address), 0);
+    ck_assert_int_eq((int)address.family, (int)NET_VSOCK);
+    ck_assert_uint_ne(address.port, NET_VSOCK_ANY_PORT);
+    ck_assert_uint_ne(address.cid, UINT32_MAX);
+    ck_assert_int_eq(net_inherit_listener(listener, &address, &err), 0);
+    ck_assert_int_eq(net_listen_vsock(address.port, &second, &err), -EADDRINUSE);
+    ck_assert_ptr_nonnull(strstr(err.text, "another server listens there"));
+    close(listener);
 }
 END_TEST
 
@@ -455,6 +604,8 @@ static void co_accept_body(void *arg)
                                       .sin_port = htons(port),
                                       .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
         int client = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        /* An inherited socket may be in this mode. */
+        ck_assert_int_eq(fcntl(fds[0], F_SETFL, i == 1 ? O_NONBLOCK : 0), 0);
         group_enter(&run.group);
         ck_assert_int_eq(coro_spawn(co_accept_once, &run, "accept"), 0);
         co_test_turn();
@@ -481,6 +632,7 @@ static void co_accept_body(void *arg)
         close(client);
     }
 
+    ck_assert_int_eq(fcntl(fds[0], F_SETFL, O_NONBLOCK), 0);
     group_enter(&run.group);
     ck_assert_int_eq(coro_spawn(co_accept_once, &run, "accept"), 0);
     co_test_turn();
@@ -509,7 +661,7 @@ static void co_exhausted_body(void *arg)
     int listen_fd;
     (void)arg;
 
-    ck_assert_int_eq(net_listen_unix(test_path("s"), &listen_fd, &err), 0);
+    ck_assert_int_eq(net_listen_unix(test_path("s"), NULL, &listen_fd, &err), 0);
     ck_assert_int_eq(accepter_create(test_loop, listen_fd, &accepter), 0);
     int client = connect_unix(test_path("s"));
     ck_assert_int_ge(client, 0);
@@ -544,6 +696,10 @@ int main(void)
     tcase_add_test(tcase, test_abort);
     tcase_add_test(tcase, test_listen_unix);
     tcase_add_test(tcase, test_listen_unix_leaves_one_name);
+    tcase_add_test(tcase, test_listen_unix_mode);
+    tcase_add_test(tcase, test_listen_unix_owner);
+    tcase_add_test(tcase, test_inherit);
+    tcase_add_test(tcase, test_listen_vsock);
     tcase_add_test(tcase, test_listen_tcp);
     tcase_add_test(tcase, test_accept);
     tcase_add_test(tcase, test_exhausted);
