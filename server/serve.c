@@ -275,7 +275,6 @@ static int init_service(struct server *server, struct errtext *err)
     service->tls_mode = server->config->tls_mode;
     service->co_start_tls = co_start_tls;
     service->context = server;
-    service->handshake_ms = LIMIT_HANDSHAKE_MS;
     listeners_init(&server->listeners, server->runtime.loop, service);
     if (nbd_service_offer_array(service, server->exports.exports, server->exports.count) < 0) {
         return err_set(err, ENOMEM, "out of memory");

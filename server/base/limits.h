@@ -11,8 +11,10 @@
 
 /* Largest READ or WRITE payload: what qemu and libnbd take for granted. */
 #define LIMIT_PAYLOAD_BYTES (32U * 1024U * 1024U)
-/* Largest option payload in the handshake; a client that announces more is disconnected. */
+/* Largest option payload in the handshake. */
 #define LIMIT_OPTION_BYTES (64U * 1024U)
+/* One that is larger is refused; up to this size it is read and thrown away, and the next heard. */
+#define LIMIT_OPTION_DRAIN_BYTES (1024U * 1024U)
 /* Names, meta context queries and error texts on the wire (NBD: strings are at most 4096). */
 #define LIMIT_NBD_STRING_BYTES 4096U
 /* Options one connection may send before it must choose an export or leave. */
@@ -23,7 +25,15 @@
 #define LIMIT_BYTES_PER_CONNECTION    (64U * 1024U * 1024U)
 /* Payload bytes of all connections together. */
 #define LIMIT_BYTES_IN_FLIGHT (256U * 1024U * 1024U)
-#define LIMIT_CONNECTIONS     1024U
+/* Connections at once; and from one address, which so never has more than half of them. */
+#define LIMIT_CONNECTIONS             2048U
+#define LIMIT_CONNECTIONS_PER_ADDRESS 1024U
+/* Refused connections that are told why, at once, and the time they have to listen. */
+#define LIMIT_REFUSALS   16U
+#define LIMIT_REFUSAL_MS 2000U
+/* What an export may be limited to, per second. */
+#define LIMIT_RATE_BYTES      (64ULL * GIB)
+#define LIMIT_RATE_OPERATIONS 10000000U
 /* Extents in one BLOCK_STATUS reply (NBD: at most 2^20). */
 #define LIMIT_STATUS_EXTENTS 4096U
 /* Stopping: in-flight requests are waited for, then clients that do not read are cut; unless

@@ -30,6 +30,7 @@ static struct request_rules take_rules(struct feed *feed)
         .meta_contexts = choice >> 2 & ((1U << META_CONTEXT_COUNT) - 1),
         .transmission_flags = feed_u16(feed),
         .size_bytes = feed_u64(feed),
+        .request_bytes = LIMIT_PAYLOAD_BYTES,
     };
 
     if (rules.form != HEADERS_EXTENDED) {

@@ -543,6 +543,7 @@ struct verdict_counts judge_conversation(const struct conversation_record *recor
         .said = {record->said, record->said_len},
         .heard = {record->heard, record->heard_len},
         .undisturbed = record->undisturbed,
+        .rules.request_bytes = LIMIT_PAYLOAD_BYTES,
     };
 
     if (judge_handshake(&judge)) {

@@ -78,6 +78,7 @@ void connection_abort(struct connection *conn, const char *why)
     conn->aborted = true;
     connection_note(conn, "disconnected: %s", why);
     conn->stream->ops->abort(conn->stream);
+    rate_client_quit(&conn->rate);
     wait_queue_wake_all(&conn->room);
 }
 
@@ -107,10 +108,19 @@ static void start_timer(struct connection *conn, uint64_t delay_ns)
     world->ops->timer_start(world, &conn->timer, world_now_ns(world) + delay_ns);
 }
 
-static void stop_timer(struct connection *conn)
+/* Closes the connection when nothing has been in flight for so long; looks again when it could. */
+static void look_for_idleness(struct connection *conn)
 {
-    struct world *world = conn->service->world;
-    world->ops->timer_stop(world, &conn->timer);
+    uint64_t idle_ns = conn->service->limits.idle_ms * MS_NS;
+    uint64_t now_ns = world_now_ns(conn->service->world);
+
+    if (transmit_is_busy(conn)) {
+        start_timer(conn, idle_ns);
+    } else if (now_ns >= conn->idle_since_ns + idle_ns) {
+        connection_leave(conn, "it was idle for longer than --idle-timeout allows");
+    } else {
+        start_timer(conn, conn->idle_since_ns + idle_ns - now_ns);
+    }
 }
 
 static void on_timer(struct world_timer *timer)
@@ -130,8 +140,10 @@ static void on_timer(struct world_timer *timer)
         }
         break;
     case CONNECTION_TRANSMISSION:
+        look_for_idleness(conn);
+        break;
     case CONNECTION_CLOSED:
-        assert(conn->state == CONNECTION_CLOSING); /* no timer runs in other states */
+        assert(conn->state == CONNECTION_CLOSING); /* no timer runs any more */
         break;
     }
 }
@@ -187,7 +199,7 @@ bool connection_sees(const struct connection *conn, const struct nbd_export *exp
 void nbd_service_init(struct nbd_service *service)
 {
     *service = (struct nbd_service){
-        .handshake_ms = LIMIT_HANDSHAKE_MS,
+        .limits = nbd_limits_default(),
         .stall_timer.fired = on_stall_timer,
         .grace_timer.fired = on_grace_over,
     };
@@ -269,13 +281,23 @@ static void connection_part(struct connection *conn)
     wait_queue_wake_all(&service->gone);
 }
 
+static void stop_timer(struct connection *conn)
+{
+    struct world *world = conn->service->world;
+    world->ops->timer_stop(world, &conn->timer);
+}
+
 /* Greeting and options; true if they end in transmission. */
 static bool co_negotiate(struct connection *conn)
 {
     if (conn->service->draining) {
         return false;
     }
-    start_timer(conn, conn->service->handshake_ms * MS_NS);
+    uint32_t handshake_ms = conn->service->limits.handshake_ms;
+    if (conn->refusal) {
+        handshake_ms = MIN_OF(handshake_ms, LIMIT_REFUSAL_MS);
+    }
+    start_timer(conn, handshake_ms * MS_NS);
     bool go = co_handshake_greet(conn);
     if (go) {
         enter_state(conn, CONNECTION_OPTIONS);
@@ -285,11 +307,23 @@ static bool co_negotiate(struct connection *conn)
     return go;
 }
 
+static void co_transmit_watched(struct connection *conn)
+{
+    uint64_t idle_ns = conn->service->limits.idle_ms * MS_NS;
+
+    if (idle_ns > 0) {
+        conn->idle_since_ns = world_now_ns(conn->service->world);
+        start_timer(conn, idle_ns);
+    }
+    co_transmit(conn);
+    stop_timer(conn);
+}
+
 /* Transmission and its end, on the export's loop. */
 static void co_transmit_whole(struct connection *conn)
 {
     enter_state(conn, CONNECTION_TRANSMISSION);
-    co_transmit(conn);
+    co_transmit_watched(conn);
     enter_state(conn, CONNECTION_CLOSING);
     start_timer(conn, GOODBYE_LOOK_EVERY_NS);
     co_transmit_finish(conn);
@@ -326,7 +360,7 @@ static void co_transmit_elsewhere(struct connection *conn, struct nbd_service *h
     }
 }
 
-void co_nbd_serve(struct nbd_service *service, struct stream *stream)
+static void co_serve(struct nbd_service *service, struct stream *stream, const char *refusal)
 {
     struct connection *conn = connection_create(stream);
     if (!conn) {
@@ -334,6 +368,7 @@ void co_nbd_serve(struct nbd_service *service, struct stream *stream)
         stream->ops->co_close(stream);
         return;
     }
+    conn->refusal = refusal;
     connection_join(conn, service);
     bool go = co_negotiate(conn);
     struct nbd_service *home = go ? conn->chosen->home : NULL;
@@ -348,6 +383,17 @@ void co_nbd_serve(struct nbd_service *service, struct stream *stream)
     conn->stream->ops->co_close(conn->stream);
     connection_part(conn);
     connection_free(conn);
+}
+
+void co_nbd_serve(struct nbd_service *service, struct stream *stream)
+{
+    co_serve(service, stream, NULL);
+}
+
+void co_nbd_refuse(struct nbd_service *service, struct stream *stream, const char *why)
+{
+    assert(why);
+    co_serve(service, stream, why);
 }
 
 /* The connection has nothing to finish: it goes at once. */

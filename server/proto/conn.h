@@ -37,7 +37,8 @@ struct connection {
     bool secure;              /* TLS is on */
     bool between_options;     /* nothing of the next option has come yet */
     bool starting_tls;        /* in the middle of TLS's own handshake */
-    struct world_timer timer; /* the handshake's deadline; then the watch over a slow goodbye */
+    const char *refusal;      /* why it is let in only to hear that it is not; NULL: it is let in */
+    struct world_timer timer; /* the handshake's deadline; idleness; a slow goodbye */
     struct world_timer dismissal_timer; /* when its grace is over; armed while dismissed */
     uint64_t dismissal_deadline_ns;
     struct input input;
@@ -50,8 +51,10 @@ struct connection {
     struct request_rules rules;
 
     /* Transmission. */
-    unsigned in_flight; /* commands that exist */
-    unsigned accepted;  /* those of them that draining waits for */
+    unsigned in_flight;     /* commands that exist */
+    unsigned accepted;      /* those of them that draining waits for */
+    uint64_t idle_since_ns; /* the last time that something was in flight; kept with an idle_ms */
+    struct rate_client rate;
     uint64_t payload_bytes;
     uint64_t reserve_bytes; /* of those, in the connection's own reserve */
     struct wait_queue room; /* the reader, when in_flight or payload_bytes are at their limit */

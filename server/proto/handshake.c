@@ -238,6 +238,7 @@ static void choose(struct connection *conn, struct nbd_export *export)
     conn->chosen = export;
     conn->rules = (struct request_rules){
         .size_bytes = export->image->size_bytes,
+        .request_bytes = conn->service->limits.request_bytes,
         .transmission_flags = transmission_flags(conn, export),
         .form = conn->form,
         .meta_contexts = conn->meta_contexts,
@@ -437,12 +438,16 @@ static void co_info_block_size(struct negotiation *talk, const struct nbd_export
 {
     struct wire_info_block_size *wire = (void *)co_reply(talk, NBD_REP_INFO, sizeof(*wire));
     uint32_t preferred = export->image->preferred_bytes;
+    uint32_t maximum = talk->conn->service->limits.request_bytes;
 
-    assert(is_power_of_two(preferred) && preferred >= 512);
+    assert(is_power_of_two(preferred) && preferred >= 512 && maximum >= 512);
+    while (preferred > maximum) {
+        preferred /= 2;
+    }
     put_be16(wire->type, NBD_INFO_BLOCK_SIZE);
     put_be32(wire->minimum, 1);
-    put_be32(wire->preferred, MIN_OF(preferred, LIMIT_PAYLOAD_BYTES));
-    put_be32(wire->maximum, LIMIT_PAYLOAD_BYTES);
+    put_be32(wire->preferred, preferred);
+    put_be32(wire->maximum, maximum);
 }
 
 static enum next_step co_option_info_or_go(struct negotiation *talk)
@@ -469,7 +474,9 @@ static enum next_step co_option_info_or_go(struct negotiation *talk)
     if ((query.wanted & (1U << NBD_INFO_DESCRIPTION)) && export->description) {
         co_info_text(talk, NBD_INFO_DESCRIPTION, export->description);
     }
-    if (query.wanted & (1U << NBD_INFO_BLOCK_SIZE)) {
+    /* Clients take the default for granted; what is less is said without being asked. */
+    if ((query.wanted & (1U << NBD_INFO_BLOCK_SIZE)) ||
+        conn->service->limits.request_bytes < LIMIT_PAYLOAD_BYTES) {
         co_info_block_size(talk, export);
     }
     co_ack(talk);
@@ -598,16 +605,7 @@ static bool co_receive_option_header(struct negotiation *talk, uint32_t *len)
     }
     talk->option = get_be32(header.option);
     *len = get_be32(header.length);
-    if (*len > LIMIT_OPTION_BYTES) {
-        connection_complain(conn, "option %u has %u bytes, at most %u are taken: disconnected",
-                            talk->option, *len, LIMIT_OPTION_BYTES);
-        return false;
-    }
-    if (talk->options_seen++ == LIMIT_OPTIONS_PER_HANDSHAKE) {
-        connection_complain(conn, "more than %u options: disconnected",
-                            LIMIT_OPTIONS_PER_HANDSHAKE);
-        return false;
-    }
+    talk->options_seen++;
     if (!talk->fixed_newstyle && talk->option != NBD_OPT_EXPORT_NAME) {
         connection_complain(conn, "option %u without fixed newstyle: disconnected", talk->option);
         return false;
@@ -624,18 +622,63 @@ static enum next_step co_answer_unknown(struct negotiation *talk, uint32_t len)
     return co_refuse(talk, NBD_REP_ERR_UNSUP, "option %u is not known here", talk->option);
 }
 
-/* While the service drains: every option but ABORT is refused, and the connection closed. */
-static enum next_step co_answer_draining(struct negotiation *talk, uint32_t len)
+/* Every option but ABORT is refused, whatever its payload; EXPORT_NAME cannot be. */
+static enum next_step co_answer_no(struct negotiation *talk, uint32_t len, uint32_t type,
+                                   const char *why)
 {
     if (talk->option == NBD_OPT_EXPORT_NAME || co_input_skip(&talk->conn->input, len) < 0) {
         return NEXT_DISCONNECT;
     }
-    if (talk->option == NBD_OPT_ABORT) {
-        co_ack(talk);
-    } else {
-        co_refuse(talk, NBD_REP_ERR_SHUTDOWN, "the server is shutting down");
-    }
+    return talk->option == NBD_OPT_ABORT ? co_option_abort(talk) : co_refuse(talk, type, "%s", why);
+}
+
+/* While the service drains: refused and closed. */
+static enum next_step co_answer_draining(struct negotiation *talk, uint32_t len)
+{
+    co_answer_no(talk, len, NBD_REP_ERR_SHUTDOWN, "the server is shutting down");
     return NEXT_DISCONNECT;
+}
+
+/*
+ * One connection too many. Clients go on when an option that is a mere wish is refused, and tell
+ * their users what was said to the one that chooses an export: so long the reason is repeated.
+ */
+static enum next_step co_answer_refused(struct negotiation *talk, uint32_t len)
+{
+    bool last = talk->option == NBD_OPT_GO || talk->option == NBD_OPT_LIST ||
+                talk->option == NBD_OPT_STARTTLS;
+    enum next_step next = co_answer_no(talk, len, NBD_REP_ERR_POLICY, talk->conn->refusal);
+    return last ? NEXT_DISCONNECT : next;
+}
+
+static enum next_step co_answer_one_too_many(struct negotiation *talk, uint32_t len)
+{
+    unsigned most = talk->conn->service->limits.options;
+    char why[80];
+
+    connection_complain(talk->conn, "more than %u options: disconnected", most);
+    snprintf(why, sizeof(why), "more than %u options in one handshake (--max-options)", most);
+    co_answer_no(talk, len, NBD_REP_ERR_POLICY, why);
+    return NEXT_DISCONNECT;
+}
+
+static enum next_step co_answer_too_big(struct negotiation *talk, uint32_t len)
+{
+    if (talk->option == NBD_OPT_EXPORT_NAME || len > LIMIT_OPTION_DRAIN_BYTES) {
+        connection_complain(talk->conn,
+                            "option %u has %u bytes, at most %u are taken: disconnected",
+                            talk->option, len, LIMIT_OPTION_BYTES);
+    }
+    if (talk->option == NBD_OPT_EXPORT_NAME) {
+        return NEXT_DISCONNECT;
+    }
+    bool drained = len <= LIMIT_OPTION_DRAIN_BYTES;
+    if (drained && co_input_skip(&talk->conn->input, len) < 0) {
+        return NEXT_DISCONNECT;
+    }
+    co_refuse(talk, NBD_REP_ERR_TOO_BIG, "the option has %u bytes, at most %u are taken", len,
+              LIMIT_OPTION_BYTES);
+    return drained ? NEXT_OPTION : NEXT_DISCONNECT;
 }
 
 static bool needs_tls_first(const struct negotiation *talk)
@@ -659,8 +702,17 @@ static enum next_step co_demand_tls(struct negotiation *talk, uint32_t len)
 static enum next_step co_answer(struct negotiation *talk, uint32_t len)
 {
     co_option_fn *co_handle = option_handler(talk->option);
+    if (len > LIMIT_OPTION_BYTES) {
+        return co_answer_too_big(talk, len);
+    }
     if (talk->conn->service->draining) {
         return co_answer_draining(talk, len);
+    }
+    if (talk->options_seen > talk->conn->service->limits.options) {
+        return co_answer_one_too_many(talk, len);
+    }
+    if (talk->conn->refusal) {
+        return co_answer_refused(talk, len);
     }
     if (needs_tls_first(talk)) {
         return co_demand_tls(talk, len);

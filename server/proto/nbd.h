@@ -18,6 +18,8 @@
 #include "image.h"
 #include "io/stream.h"
 #include "io/world.h"
+#include "proto/limits.h"
+#include "proto/rate.h"
 #include "sched/sync.h"
 
 /*
@@ -45,6 +47,7 @@ struct nbd_export {
     bool (*admits)(const struct nbd_export *export, const struct stream *stream);
     /* The last reference has gone. NULL: nothing is to be done. Does not suspend. */
     void (*released)(struct nbd_export *export);
+    struct rate_limit *rate; /* NULL: as fast as it can; what it says may change at any time */
 
     unsigned references; /* the protocol floor's own */
 };
@@ -105,8 +108,8 @@ struct nbd_service {
      */
     int (*co_call)(struct nbd_service *here, struct nbd_service *home, void (*fn)(void *arg),
                    void *arg);
-    void *context;         /* the server floor's own */
-    uint32_t handshake_ms; /* LIMIT_HANDSHAKE_MS unless changed */
+    void *context;            /* the server floor's own */
+    struct nbd_limits limits; /* the defaults unless changed */
 
     /* The protocol floor's own. */
     struct nbd_export_list *exports; /* see nbd_service_offer() */
@@ -141,6 +144,13 @@ int nbd_service_offer_array(struct nbd_service *service, struct nbd_export *expo
  * coroutine a connection, which makes more for the requests.
  */
 void co_nbd_serve(struct nbd_service *service, struct stream *stream);
+
+/*
+ * The same for a connection that is one too many: it gets the greeting, each of its options is
+ * answered with NBD_REP_ERR_POLICY and `why`, a constant, and it is closed after the one that
+ * would choose an export, at the latest after LIMIT_REFUSAL_MS.
+ */
+void co_nbd_refuse(struct nbd_service *service, struct stream *stream, const char *why);
 
 /*
  * Stops taking requests on all connections that are with this service, lets those in flight finish

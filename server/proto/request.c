@@ -14,8 +14,7 @@
  * A refused payload up to this size is read and thrown away; more ends the connection. With
  * extended headers the limit is what was advertised, as that protocol says.
  */
-#define DRAIN_BYTES_MAX          (2ULL * LIMIT_PAYLOAD_BYTES)
-#define EXTENDED_DRAIN_BYTES_MAX ((uint64_t)LIMIT_PAYLOAD_BYTES)
+#define DRAIN_BYTES_MAX (2ULL * LIMIT_PAYLOAD_BYTES)
 
 #define FILTER_ID_BYTES 4U
 
@@ -100,7 +99,7 @@ static uint16_t allowed_flags(const struct command_rule *command, const struct r
 static void check_size(const struct command_rule *command, const struct request_rules *rules,
                        struct nbd_request *request)
 {
-    if (request->length <= LIMIT_PAYLOAD_BYTES) {
+    if (request->length <= rules->request_bytes) {
         return;
     }
     if (command->traits & SENDS_PAYLOAD) {
@@ -195,7 +194,7 @@ static void check_extended(const struct command_rule *command, const struct requ
         request->payload_len = request->length;
     }
     check(command, rules, request);
-    request->hang_up = request->payload_len > EXTENDED_DRAIN_BYTES_MAX;
+    request->hang_up = request->payload_len > rules->request_bytes;
     if (command && (command->traits & SENDS_PAYLOAD) && !has_payload) {
         /*
          * By the letter nothing follows; but a client that wrong may well send its data, and data

@@ -18,6 +18,7 @@
 /* What the handshake settled, as far as it decides which requests are good. */
 struct request_rules {
     uint64_t size_bytes;
+    uint32_t request_bytes; /* the longest READ or WRITE */
     uint16_t transmission_flags;
     enum header_form form;
     unsigned meta_contexts; /* the selected ones, a set of enum meta_context */

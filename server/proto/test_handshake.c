@@ -105,10 +105,34 @@ START_TEST(statement_03_bad_magic_and_huge_option)
     struct wire_option header;
     put_be64(header.magic, NBD_OPTION_MAGIC);
     put_be32(header.option, NBD_OPT_LIST);
+    put_be32(header.length, LIMIT_OPTION_DRAIN_BYTES + 1);
+    client = greeted(3);
+    client_send(client, &header, sizeof(header));
+    expect_refusal(client, NBD_OPT_LIST, NBD_REP_ERR_TOO_BIG);
+    client_expect_closed(client);
+    client_free(client);
+
+    put_be32(header.option, NBD_OPT_EXPORT_NAME);
     put_be32(header.length, LIMIT_OPTION_BYTES + 1);
     client = greeted(3);
     client_send(client, &header, sizeof(header));
     client_expect_closed(client);
+    client_free(client);
+    end();
+}
+END_TEST
+
+START_TEST(statement_03_options_too_big_are_drained)
+{
+    static const uint32_t sizes[] = {LIMIT_OPTION_BYTES + 1, LIMIT_OPTION_DRAIN_BYTES};
+    static uint8_t payload[LIMIT_OPTION_DRAIN_BYTES];
+    begin();
+    struct client *client = greeted(3);
+    for (size_t i = 0; i < ARRAY_LEN(sizes); i++) {
+        client_option(client, NBD_OPT_LIST, payload, sizes[i]);
+        expect_refusal(client, NBD_OPT_LIST, NBD_REP_ERR_TOO_BIG);
+        expect_alive(client);
+    }
     client_free(client);
     end();
 }
@@ -672,6 +696,86 @@ START_TEST(statement_25_contexts_of_another_export_are_dropped)
 }
 END_TEST
 
+START_TEST(limits_are_the_services)
+{
+    uint8_t payload[64];
+    size_t len;
+    begin();
+    rig->service.limits.options = 3;
+    rig->service.limits.handshake_ms = 500;
+    rig->service.limits.request_bytes = 65536 + 4096;
+    struct client *client = greeted(3);
+    client_option(client, NBD_OPT_STRUCTURED_REPLY, NULL, 0);
+    expect_ack(client, NBD_OPT_STRUCTURED_REPLY);
+    client_option(client, 77, NULL, 0);
+    expect_refusal(client, 77, NBD_REP_ERR_UNSUP);
+    /* A block size that is not the default is told without being asked for. */
+    len = pack_go(payload, "", NULL, 0);
+    client_option(client, NBD_OPT_INFO, payload, len);
+    client_option_reply(client, NBD_OPT_INFO, NBD_REP_INFO, &len);
+    const uint8_t *info = client_option_reply(client, NBD_OPT_INFO, NBD_REP_INFO, &len);
+    ck_assert_uint_eq(len, 14);
+    ck_assert_uint_eq(get_be16(info), NBD_INFO_BLOCK_SIZE);
+    ck_assert_uint_eq(get_be32(info + 6), 65536);
+    ck_assert_uint_eq(get_be32(info + 10), 65536 + 4096);
+    expect_ack(client, NBD_OPT_INFO);
+    client_option(client, NBD_OPT_LIST, NULL, 0);
+    const uint8_t *text = client_option_reply(client, NBD_OPT_LIST, NBD_REP_ERR_POLICY, &len);
+    ck_assert_ptr_nonnull(memmem(text, len, "more than 3 options", 19));
+    client_expect_closed(client);
+    client_free(client);
+
+    client = greeted(3);
+    rig_advance(rig, 499 * MS);
+    ck_assert(!client->closed);
+    rig_advance(rig, MS);
+    client_expect_closed(client);
+    client_free(client);
+    end();
+}
+END_TEST
+
+/* The connection that is one too many hears so, whatever it says. */
+START_TEST(refused_connections_hear_why)
+{
+    static const uint32_t wishes[] = {NBD_OPT_STRUCTURED_REPLY, NBD_OPT_INFO, 99,
+                                      NBD_OPT_SET_META_CONTEXT};
+    static const uint32_t last[] = {NBD_OPT_GO, NBD_OPT_LIST, NBD_OPT_STARTTLS};
+    begin();
+    for (size_t i = 0; i < ARRAY_LEN(last); i++) {
+        struct client *client = client_create_refused(rig, "too many, says the test");
+        client_greet(client, 3);
+        for (size_t j = 0; j < ARRAY_LEN(wishes); j++) {
+            client_option(client, wishes[j], "abc", 3);
+            expect_refusal(client, wishes[j], NBD_REP_ERR_POLICY);
+        }
+        size_t len;
+        client_option(client, last[i], "abc", 3);
+        const uint8_t *text = client_option_reply(client, last[i], NBD_REP_ERR_POLICY, &len);
+        ck_assert(len == 23 && memcmp(text, "too many, says the test", len) == 0);
+        client_expect_closed(client);
+        client_free(client);
+    }
+    struct client *polite = client_create_refused(rig, "no");
+    client_greet(polite, 3);
+    client_option(polite, NBD_OPT_ABORT, NULL, 0);
+    expect_ack(polite, NBD_OPT_ABORT);
+    client_expect_closed(polite);
+    client_free(polite);
+    struct client *old = client_create_refused(rig, "no");
+    client_greet(old, 3);
+    client_option(old, NBD_OPT_EXPORT_NAME, NULL, 0);
+    client_expect_closed(old);
+    client_free(old);
+    struct client *silent = client_create_refused(rig, "no");
+    client_take(silent, 18);
+    rig_advance(rig, LIMIT_REFUSAL_MS * MS);
+    client_expect_closed(silent);
+    client_free(silent);
+    end();
+}
+END_TEST
+
 START_TEST(statement_26_options_and_time_are_bounded)
 {
     begin();
@@ -681,6 +785,7 @@ START_TEST(statement_26_options_and_time_are_bounded)
         expect_refusal(client, NBD_OPT_STARTTLS, NBD_REP_ERR_POLICY); /* statement 27 */
     }
     client_option(client, NBD_OPT_STARTTLS, NULL, 0);
+    expect_refusal(client, NBD_OPT_STARTTLS, NBD_REP_ERR_POLICY);
     client_expect_closed(client);
     client_free(client);
 
@@ -912,6 +1017,7 @@ int main(void)
         statement_01_greeting_and_client_flags,
         statement_02_a_probe_leaves_no_error,
         statement_03_bad_magic_and_huge_option,
+        statement_03_options_too_big_are_drained,
         statement_04_unknown_option_is_drained,
         statement_05_malformed_payload_gets_one_error,
         statement_06_without_fixed_newstyle,
@@ -932,6 +1038,8 @@ int main(void)
         statement_23_24_listing,
         statement_25_contexts_of_another_export_are_dropped,
         statement_26_options_and_time_are_bounded,
+        limits_are_the_services,
+        refused_connections_hear_why,
         options_arrive_byte_by_byte_or_all_at_once,
         every_half_sent_handshake_ends_cleanly,
         garbage_in_the_handshake,

@@ -16,6 +16,7 @@
      NBD_FLAG_SEND_DF)
 
 static const struct request_rules full_rules = {
+    .request_bytes = LIMIT_PAYLOAD_BYTES,
     .size_bytes = SIZE,
     .transmission_flags = WRITABLE,
     .form = HEADERS_STRUCTURED,

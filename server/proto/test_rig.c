@@ -463,11 +463,15 @@ static void co_serve(void *arg)
 {
     struct client *client = arg;
 
-    co_nbd_serve(&client->rig->service, &client->stream);
+    if (client->refusal) {
+        co_nbd_refuse(&client->rig->service, &client->stream, client->refusal);
+    } else {
+        co_nbd_serve(&client->rig->service, &client->stream);
+    }
     client->returned = true;
 }
 
-struct client *client_create(struct rig *rig)
+static struct client *connect_client(struct rig *rig, const char *refusal)
 {
     struct client *client = calloc(1, sizeof(*client));
 
@@ -476,11 +480,22 @@ struct client *client_create(struct rig *rig)
     client->deliver_most = SIZE_MAX;
     client->window = SIZE_MAX;
     client->rig = rig;
+    client->refusal = refusal;
     wait_queue_init(&client->receiving);
     wait_queue_init(&client->sending);
     ck_assert(coro_spawn(co_serve, client, "serve") == 0);
     rig_run(rig);
     return client;
+}
+
+struct client *client_create(struct rig *rig)
+{
+    return connect_client(rig, NULL);
+}
+
+struct client *client_create_refused(struct rig *rig, const char *why)
+{
+    return connect_client(rig, why);
 }
 
 void client_free(struct client *client)
@@ -621,6 +636,9 @@ void client_go(struct client *client, const char *name)
     client_option(client, NBD_OPT_GO, payload, len);
     client_option_reply(client, NBD_OPT_GO, NBD_REP_INFO, &len);
     ck_assert_uint_eq(len, 12);
+    if (client->rig->service.limits.request_bytes != LIMIT_PAYLOAD_BYTES) {
+        client_option_reply(client, NBD_OPT_GO, NBD_REP_INFO, &len);
+    }
     client_option_reply(client, NBD_OPT_GO, NBD_REP_ACK, &len);
     ck_assert(client_unread(client) == 0);
 }

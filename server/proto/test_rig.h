@@ -34,7 +34,8 @@ struct client {
     bool recv_ended;
     bool aborted;
     bool closed;
-    bool returned; /* co_nbd_serve() has */
+    const char *refusal; /* NULL: co_nbd_serve(), else co_nbd_refuse() */
+    bool returned;       /* that has */
     unsigned sends;
     bool extended; /* set by client_enter() */
     struct rig *rig;
@@ -91,6 +92,7 @@ unsigned rig_held(const struct rig *rig);
 void rig_drain(struct rig *rig, uint64_t grace_ns);
 
 struct client *client_create(struct rig *rig);
+struct client *client_create_refused(struct rig *rig, const char *why);
 void client_free(struct client *client);
 void client_send(struct client *client, const void *bytes, size_t len);
 size_t client_unread(const struct client *client);

@@ -128,8 +128,9 @@ static uint64_t bytes_needed(const struct nbd_request *request)
 
 static bool has_room(const struct connection *conn, uint64_t bytes)
 {
-    return conn->in_flight < LIMIT_REQUESTS_PER_CONNECTION &&
-           (conn->payload_bytes == 0 || conn->payload_bytes + bytes <= LIMIT_BYTES_PER_CONNECTION);
+    const struct nbd_limits *limits = &conn->service->limits;
+    return conn->in_flight < limits->requests &&
+           (conn->payload_bytes == 0 || conn->payload_bytes + bytes <= limits->connection_bytes);
 }
 
 static void co_take_from_budget(struct nbd_service *service, uint64_t bytes)
@@ -189,6 +190,13 @@ static struct command *co_admit(struct connection *conn, const struct nbd_reques
     return command;
 }
 
+static void note_idleness(struct connection *conn)
+{
+    if (conn->service->limits.idle_ms > 0) {
+        conn->idle_since_ns = world_now_ns(conn->service->world);
+    }
+}
+
 /* The end of a command, with its reply sent or dropped: gives everything back. */
 static void command_finish(struct command *command)
 {
@@ -208,6 +216,7 @@ static void command_finish(struct command *command)
     command_recycle(conn->service, command);
     wait_queue_wake_one(&conn->room);
     if (conn->in_flight == 0) {
+        note_idleness(conn);
         wait_queue_wake_all(&conn->idle);
     }
 }
@@ -803,6 +812,14 @@ static bool co_receive_filter(struct connection *conn, struct nbd_request *reque
     return true;
 }
 
+static void refuse_draining(const struct connection *conn, struct nbd_request *request)
+{
+    if (connection_draining(conn) && !request->error) {
+        request->error = NBD_ESHUTDOWN;
+        request->reason = reply_error_text(NBD_ESHUTDOWN);
+    }
+}
+
 /* Receives a header and decodes it. False when this was the last, for whatever reason. */
 static bool co_next_request(struct connection *conn, struct nbd_request *request)
 {
@@ -832,11 +849,29 @@ static bool co_next_request(struct connection *conn, struct nbd_request *request
     if (request_has_filter(request) && !co_receive_filter(conn, request)) {
         return false;
     }
-    if (connection_draining(conn) && !request->error) {
-        request->error = NBD_ESHUTDOWN;
-        request->reason = reply_error_text(NBD_ESHUTDOWN);
-    }
+    refuse_draining(conn, request);
     return true;
+}
+
+/* Whether an export's limits are about it. A FLUSH is never put off, nor what does nothing. */
+static bool is_rated(const struct nbd_request *request)
+{
+    return !request->error && request->type != NBD_CMD_FLUSH && !is_done_at_once(request);
+}
+
+/*
+ * Waits until the request may go by its export's limits; nothing is taken for it yet, and whoever
+ * drains does not wait for it (O9).
+ */
+static void co_wait_for_turn(struct connection *conn, struct nbd_request *request)
+{
+    struct rate_limit *rate = conn->chosen->rate;
+    bool moves_data = request->type == NBD_CMD_READ || request->type == NBD_CMD_WRITE;
+
+    if (rate && is_rated(request) &&
+        !co_rate_take(rate, conn->service->world, &conn->rate, moves_data ? request->length : 0)) {
+        refuse_draining(conn, request);
+    }
 }
 
 /* Takes one request in. False when reading is over. */
@@ -847,6 +882,7 @@ static bool co_transmit_one(struct connection *conn)
     if (!co_next_request(conn, &request)) {
         return false;
     }
+    co_wait_for_turn(conn, &request);
     struct command *command = co_admit(conn, &request);
     if (!command) {
         return false;
@@ -880,8 +916,16 @@ void co_transmit_finish(struct connection *conn)
     }
 }
 
+bool transmit_is_busy(const struct connection *conn)
+{
+    return conn->in_flight > 0 || conn->sender_running || rate_client_waits(&conn->rate);
+}
+
 void transmit_leave_if_drained(struct connection *conn)
 {
+    if (connection_draining(conn)) {
+        rate_client_quit(&conn->rate);
+    }
     if (conn->state == CONNECTION_TRANSMISSION && connection_draining(conn) &&
         conn->accepted == 0 && !conn->sender_running) {
         connection_leave(conn, conn->service->draining ? "the server shuts down"

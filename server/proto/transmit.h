@@ -18,6 +18,9 @@ void co_transmit(struct connection *conn);
 /* Waits until every command has ended and its reply was sent or dropped. */
 void co_transmit_finish(struct connection *conn);
 
+/* Something is in flight, or waits for its turn. */
+bool transmit_is_busy(const struct connection *conn);
+
 /* When the service drains and nothing accepted is left: ends the connection. Does not suspend. */
 void transmit_leave_if_drained(struct connection *conn);
 
