@@ -29,7 +29,7 @@
 #include "io/net.h"
 #include "io/tls.h"
 #include "listen.h"
-#include "runtime.h"
+#include "loops.h"
 #include "sched/co.h"
 #include "sched/sync.h"
 #include "stdio_stream.h"
@@ -40,23 +40,16 @@
 struct server {
     const char *image_path;
     const struct serve_config *config;
-    struct runtime runtime;
+    struct loops loops;
     sigset_t original_mask;
 
     struct export_table exports;
-    struct budget bytes_in_flight;
-    struct nbd_service service;
     struct tls *tls; /* NULL: off */
     struct listeners listeners;
     struct address address;
     struct captive captive;
     char *temporary_directory;
     char *temporary_socket;
-
-    /* The protocol's call at the end of a turn: it asks for one at a time. */
-    struct turn_hook turn_hook;
-    void (*turn_end)(void *arg);
-    void *turn_end_arg;
 
     unsigned stop_signals;
     bool reload_asked;
@@ -69,33 +62,21 @@ struct server {
     int exit_status;
 };
 
-static struct server *server_of_hook(struct turn_hook *hook)
+static struct service_loop *main_loop(const struct server *server)
 {
-    return container_of(hook, struct server, turn_hook);
+    return loops_main(&server->loops);
 }
 
-static void run_turn_end(struct turn_hook *hook)
+static struct world *main_world(const struct server *server)
 {
-    struct server *server = server_of_hook(hook);
-    void (*turn_end)(void *arg) = server->turn_end;
-    server->turn_end = NULL;
-    turn_end(server->turn_end_arg);
-}
-
-static void at_end_of_turn(struct nbd_service *service, void (*fn)(void *arg), void *arg)
-{
-    struct server *server = service->context;
-    assert(!server->turn_end);
-    server->turn_end = fn;
-    server->turn_end_arg = arg;
-    loop_schedule_hook(server->runtime.loop, &server->turn_hook);
+    return main_loop(server)->runtime.world;
 }
 
 /* The second signal: those who are still being waited for are waited for no longer. */
 static void co_cut_clients(void *arg)
 {
     struct server *server = arg;
-    co_nbd_drain(&server->service, 0);
+    co_loops_drain(&server->loops, 0);
     group_leave(&server->cutters);
 }
 
@@ -187,7 +168,7 @@ static int watch_signals(struct server *server)
     /* An inherited "ignore" would reap the command of --run behind our back. */
     signal(SIGCHLD, SIG_DFL);
     sigprocmask(SIG_SETMASK, NULL, &server->original_mask);
-    return loop_watch_signals(server->runtime.loop, &watched, on_signal, server);
+    return loop_watch_signals(main_loop(server)->runtime.loop, &watched, on_signal, server);
 }
 
 static bool should_stop(const struct server *server)
@@ -231,7 +212,7 @@ static void note_stdio_done(void *arg)
 static int co_serve_stdio(struct server *server, struct errtext *err)
 {
     struct stream *stream;
-    int result = stdio_take(server->runtime.loop, &stream, err);
+    int result = stdio_take(main_loop(server)->runtime.loop, &stream, err);
     if (result < 0) {
         return result;
     }
@@ -260,22 +241,16 @@ static int co_start_tls(struct nbd_service *service, struct stream *plain, struc
                         struct errtext *err)
 {
     struct server *server = service->context;
-    return co_tls_accept(server->tls, server->runtime.world, plain, secure, err);
+    return co_tls_accept(server->tls, main_world(server), plain, secure, err);
 }
 
 static int init_service(struct server *server, struct errtext *err)
 {
-    struct nbd_service *service = &server->service;
-    nbd_service_init(service);
-    budget_init(&server->bytes_in_flight, LIMIT_BYTES_IN_FLIGHT);
-    turn_hook_init(&server->turn_hook, run_turn_end);
-    service->world = server->runtime.world;
-    service->bytes_in_flight = &server->bytes_in_flight;
-    service->at_end_of_turn = at_end_of_turn;
+    struct nbd_service *service = &main_loop(server)->service;
     service->tls_mode = server->config->tls_mode;
     service->co_start_tls = co_start_tls;
     service->context = server;
-    listeners_init(&server->listeners, server->runtime.loop, service);
+    listeners_init(&server->listeners, main_loop(server)->runtime.loop, service);
     if (nbd_service_offer_array(service, server->exports.exports, server->exports.count) < 0) {
         return err_set(err, ENOMEM, "out of memory");
     }
@@ -294,7 +269,7 @@ static int co_start_serving(struct server *server, struct errtext *err)
     }
     log_info("serving %s as %s", server->image_path, server->address.uri);
 #ifdef QCOWD_BREAK_CONTROL
-    result = break_control_start(server->runtime.loop, err);
+    result = break_control_start(main_loop(server)->runtime.loop, err);
     if (result < 0) {
         return result;
     }
@@ -307,14 +282,14 @@ static int co_start_serving(struct server *server, struct errtext *err)
 static void co_wait_for_captive(struct server *server, uint64_t deadline_ns)
 {
     while (captive_running(&server->captive)) {
-        uint64_t now_ns = world_now_ns(server->runtime.world);
+        uint64_t now_ns = world_now_ns(main_world(server));
         if (now_ns >= deadline_ns || server->stop_signals > 1) {
             captive_kill(&server->captive, SIGKILL);
             deadline_ns = UINT64_MAX;
             co_wait(&server->changed);
             continue;
         }
-        int result = co_wait_timeout(server->runtime.world, &server->changed, deadline_ns - now_ns);
+        int result = co_wait_timeout(main_world(server), &server->changed, deadline_ns - now_ns);
         (void)result; /* the condition is looked at again, either way */
     }
 }
@@ -323,11 +298,11 @@ static void co_wait_for_captive(struct server *server, uint64_t deadline_ns)
 static void co_stop_serving(struct server *server)
 {
     uint64_t grace_ns = server->config->shutdown_timeout_ms * 1000000ULL;
-    uint64_t deadline_ns = world_now_ns(server->runtime.world) + grace_ns;
+    uint64_t deadline_ns = world_now_ns(main_world(server)) + grace_ns;
     co_listeners_stop(&server->listeners);
     captive_kill(&server->captive, SIGTERM);
     server->draining = true;
-    co_nbd_drain(&server->service, server->stop_signals > 1 ? 0 : grace_ns);
+    co_loops_drain(&server->loops, server->stop_signals > 1 ? 0 : grace_ns);
     co_group_wait(&server->cutters);
     /* Connections that were accepted but had not begun when draining began. */
     co_group_wait(&server->listeners.connections);
@@ -343,7 +318,7 @@ static void co_reload(struct server *server)
         log_info("SIGHUP: nothing to reload, going on");
         return;
     }
-    int result = co_tls_reload(server->tls, server->runtime.world, &err);
+    int result = co_tls_reload(server->tls, main_world(server), &err);
     if (result < 0) {
         log_error("SIGHUP: %s: the TLS credentials stay as they were", err.text);
     } else {
@@ -355,7 +330,7 @@ static void co_server_life(void *arg)
 {
     struct server *server = arg;
     struct errtext err = {.text = ""};
-    int result = co_export_table_open(&server->exports, server->runtime.world, server->image_path,
+    int result = co_export_table_open(&server->exports, main_world(server), server->image_path,
                                       server->config, &err);
     if (result < 0) {
         log_error("%s", err.text);
@@ -380,7 +355,7 @@ static void co_server_life(void *arg)
 #endif
     co_stop_serving(server);
     co_group_wait(&server->markers);
-    nbd_service_offer(&server->service, NULL);
+    nbd_service_offer(&main_loop(server)->service, NULL);
     int closed = co_export_table_close(&server->exports);
     if (result == 0 && closed == 0) {
         server->exit_status = server->config->run ? server->captive.exit_status : EXIT_SUCCESS;
@@ -422,7 +397,8 @@ int serve(const char *image, const struct serve_config *config)
     group_init(&server->cutters);
     group_init(&server->markers);
     raise_descriptor_limit();
-    if (load_tls(server, &err) < 0 || runtime_start(&server->runtime, &err) < 0) {
+    if (load_tls(server, &err) < 0 ||
+        loops_start(&server->loops, 1, LIMIT_BYTES_IN_FLIGHT, &err) < 0) {
         log_error("%s", err.text);
         tls_free(server->tls);
         free(server);
@@ -430,14 +406,14 @@ int serve(const char *image, const struct serve_config *config)
     }
     int result = watch_signals(server);
     if (result == 0) {
-        result = loop_run_coroutine(server->runtime.loop, co_server_life, server);
+        result = loop_run_coroutine(main_loop(server)->runtime.loop, co_server_life, server);
     }
     if (result < 0) {
         log_error("cannot start: %s", strerror(-result));
     }
     exit_status = server->exit_status;
     free_addresses(server);
-    runtime_end(&server->runtime);
+    loops_end(&server->loops);
     tls_free(server->tls);
     free(server);
     return exit_status;
