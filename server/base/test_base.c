@@ -13,6 +13,7 @@
 #include "base/errtext.h"
 #include "base/list.h"
 #include "base/log.h"
+#include "base/utf8.h"
 
 START_TEST(bytes_are_big_endian_at_any_alignment)
 {
@@ -168,6 +169,34 @@ static void sink(enum log_level level, const char *line, void *arg)
     lines++;
 }
 
+START_TEST(utf8_text)
+{
+    static const struct {
+        const char *bytes;
+        size_t len;
+        bool text;
+    } cases[] = {
+        {"", 0, true},
+        {"plain", 5, true},
+        {"\xc3\xa4\xe2\x82\xac\xf0\x9f\x92\xbe", 9, true},
+        {"\xf4\x8f\xbf\xbf", 4, true},
+        {"a\0b", 3, false},
+        {"\x80", 1, false},
+        {"\xc0\x80", 2, false},             /* overlong */
+        {"\xe0\x9f\xbf", 3, false},         /* overlong */
+        {"\xf0\x8f\xbf\xbf", 4, false},     /* overlong */
+        {"\xed\xa0\x80", 3, false},         /* a surrogate */
+        {"\xf4\x90\x80\x80", 4, false},     /* past U+10FFFF */
+        {"\xf8\x88\x80\x80\x80", 5, false}, /* five bytes */
+        {"\xe2\x82\xac", 2, false},         /* cut */
+        {"\xe2\x28\xa1", 3, false},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        ck_assert_msg(utf8_is_text(cases[i].bytes, cases[i].len) == cases[i].text, "case %zu", i);
+    }
+}
+END_TEST
+
 START_TEST(log_lines)
 {
     int level = LOG_LEVEL_WARNING;
@@ -225,6 +254,7 @@ int main(void)
     tcase_add_test(tcase, lists_keep_order);
     tcase_add_test(tcase, messages_are_cut_not_overrun);
     tcase_add_test(tcase, foreign_text_is_printable);
+    tcase_add_test(tcase, utf8_text);
     tcase_add_test(tcase, log_lines);
     tcase_add_test(tcase, log_goes_to_stderr);
     suite_add_tcase(suite, tcase);

@@ -186,7 +186,8 @@ static void co_drain(void *arg)
     co_sleep_ns(talk->world, talk->manners->drain_ms * MS_NS);
     if (talk->manners->drain_one) {
         nbd_service_offer(&talk->service, NULL);
-        co_nbd_drain_export(&talk->service, talk->first_export, GRACE_NS);
+        co_nbd_dismiss(&talk->service, talk->first_export, GRACE_NS);
+        co_nbd_wait_unused(&talk->service, talk->first_export);
     } else {
         co_nbd_drain(&talk->service, GRACE_NS);
     }

@@ -6,8 +6,10 @@
 #ifndef QCOWD_IO_STREAM_H
 #define QCOWD_IO_STREAM_H
 
+#include <netinet/in.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 
@@ -48,12 +50,37 @@ struct stream_ops {
     void (*co_close)(struct stream *stream);
 };
 
+enum stream_origin_kind {
+    ORIGIN_UNKNOWN, /* the system would not tell */
+    ORIGIN_STDIO,
+    ORIGIN_UNIX,
+    ORIGIN_IP,
+    ORIGIN_VSOCK,
+};
+
+/* Where a peer comes from, as the system told when it came. */
+struct stream_origin {
+    enum stream_origin_kind kind;
+    union {
+        struct {
+            uid_t user;
+            gid_t group;
+            unsigned more_count;
+            gid_t *more;         /* supplementary groups */
+        } local;                 /* ORIGIN_UNIX */
+        struct in6_addr address; /* ORIGIN_IP; IPv4 is mapped (::ffff:a.b.c.d) */
+        uint32_t vsock_cid;      /* ORIGIN_VSOCK */
+    };
+};
+
 struct stream {
     const struct stream_ops *ops;
     /* Who it is, for logs: "unix", "127.0.0.1:40312", "stdio". Lives as long as the stream. */
     const char *peer;
     /* Who it has proved to be (io/tls.h); NULL: nobody has asked. Lives as long as the stream. */
     const char *identity;
+    /* NULL: as ORIGIN_UNKNOWN. Lives as long as the stream. */
+    const struct stream_origin *origin;
 };
 
 /* Receives exactly len bytes: 0; -ENODATA at a clean end before the first byte; -ECONNRESET at an

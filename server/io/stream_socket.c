@@ -49,6 +49,7 @@ struct fd_stream {
     /* What abort() has to cancel; on the stack of who waits. */
     struct loop_op *receiving;
     struct loop_op *sending;
+    struct stream_origin origin;
     char peer[INET6_ADDRSTRLEN + 16];
 };
 
@@ -224,6 +225,9 @@ static void fd_stream_free(struct fd_stream *s)
     if (s->out_fd != s->in_fd) {
         close(s->out_fd);
     }
+    if (s->origin.kind == ORIGIN_UNIX) {
+        free(s->origin.local.more);
+    }
     free(s);
 }
 
@@ -262,6 +266,61 @@ static bool is_socket(int fd)
     return fstat(fd, &st) == 0 && S_ISSOCK(st.st_mode);
 }
 
+/*
+ * The supplementary groups of a Unix peer. Without memory for them, or on a kernel that does not
+ * tell them, it is in none: rules then let it in less often, never more.
+ */
+static void ask_groups(struct stream_origin *origin, int fd)
+{
+    socklen_t len = 0;
+
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, NULL, &len) == 0 || errno != ERANGE) {
+        return;
+    }
+    gid_t *more = malloc(len);
+    if (more == NULL || getsockopt(fd, SOL_SOCKET, SO_PEERGROUPS, more, &len) < 0) {
+        free(more);
+        return;
+    }
+    origin->local.more = more;
+    origin->local.more_count = len / (socklen_t)sizeof(*more);
+}
+
+static void ask_credentials(struct stream_origin *origin, int fd)
+{
+    struct ucred peer;
+    socklen_t len = sizeof(peer);
+
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) == 0) {
+        origin->kind = ORIGIN_UNIX;
+        origin->local.user = peer.uid;
+        origin->local.group = peer.gid;
+        ask_groups(origin, fd);
+    }
+}
+
+static void note_origin(struct fd_stream *s, const struct sockaddr *address)
+{
+    struct stream_origin *origin = &s->origin;
+
+    if (address->sa_family == AF_UNIX) {
+        ask_credentials(origin, s->in_fd);
+    } else if (address->sa_family == AF_INET) {
+        const struct sockaddr_in *v4 = (const void *)address;
+        origin->kind = ORIGIN_IP;
+        origin->address.s6_addr[10] = origin->address.s6_addr[11] = 0xff;
+        memcpy(&origin->address.s6_addr[12], &v4->sin_addr, sizeof(v4->sin_addr));
+    } else if (address->sa_family == AF_INET6) {
+        const struct sockaddr_in6 *v6 = (const void *)address;
+        origin->kind = ORIGIN_IP;
+        origin->address = v6->sin6_addr;
+    } else if (address->sa_family == AF_VSOCK) {
+        const struct sockaddr_vm *vm = (const void *)address;
+        origin->kind = ORIGIN_VSOCK;
+        origin->vsock_cid = vm->svm_cid;
+    }
+}
+
 /* "unix", "127.0.0.1:40312", "[::1]:40312", "vsock:3:40312"; sets TCP_NODELAY on the way, as it
  * knows the family. */
 static void name_peer(struct fd_stream *s)
@@ -290,6 +349,7 @@ static void name_peer(struct fd_stream *s)
     } else if (address.any.sa_family == AF_VSOCK) {
         snprintf(s->peer, sizeof(s->peer), "vsock:%u:%u", address.vm.svm_cid, address.vm.svm_port);
     }
+    note_origin(s, &address.any);
     if (address.any.sa_family == AF_INET || address.any.sa_family == AF_INET6) {
         /* Only slower when it fails. */
         (void)setsockopt(s->in_fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
@@ -309,6 +369,7 @@ static struct fd_stream *fd_stream_new(struct loop *loop, int in_fd, int out_fd)
     }
     s->base.ops = &fd_stream_ops;
     s->base.peer = s->peer;
+    s->base.origin = &s->origin;
     s->loop = loop;
     s->in_fd = in_fd;
     s->out_fd = out_fd;
@@ -351,6 +412,7 @@ int stream_pair_create(struct loop *loop, int in_fd, int out_fd, struct stream *
         ignore_sigpipe();
     }
     snprintf(s->peer, sizeof(s->peer), "stdio");
+    s->origin.kind = ORIGIN_STDIO;
     *out = &s->base;
     return 0;
 }

@@ -679,7 +679,7 @@ int co_tls_accept(struct tls *tls, struct world *world, struct stream *inner, st
         free(flight);
         return err_set(err, ENOMEM, "out of memory");
     }
-    s->base = (struct stream){.ops = &tls_stream_ops, .peer = inner->peer};
+    s->base = (struct stream){.ops = &tls_stream_ops, .peer = inner->peer, .origin = inner->origin};
     s->inner = inner;
     s->world = world;
     s->keys = tls_keys_hold(tls);

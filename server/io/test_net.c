@@ -129,6 +129,10 @@ static void co_bulk_body(void *arg)
     struct stream *a = socket_stream(fds[0]);
     struct stream *b = socket_stream(fds[1]);
     ck_assert_str_eq(a->peer, "unix");
+    ck_assert_int_eq(a->origin->kind, ORIGIN_UNIX);
+    ck_assert_uint_eq(a->origin->local.user, geteuid());
+    ck_assert_uint_eq(a->origin->local.group, getegid());
+    ck_assert_int_eq(a->origin->local.more_count, getgroups(0, NULL));
     co_bulk(a, b);
     a->ops->co_close(a);
     b->ops->co_close(b);
@@ -138,6 +142,7 @@ static void co_bulk_body(void *arg)
     a = pair_stream(from[0], to[1]);
     b = pair_stream(to[0], from[1]);
     ck_assert_str_eq(a->peer, "stdio");
+    ck_assert_int_eq(a->origin->kind, ORIGIN_STDIO);
     co_bulk(a, b);
     a->ops->co_close(a);
     b->ops->co_close(b);
@@ -616,6 +621,10 @@ static void co_accept_body(void *arg)
 
         struct stream *stream = socket_stream(run.result);
         ck_assert_int_eq(strncmp(stream->peer, "127.0.0.1:", 10), 0);
+        struct in6_addr mapped;
+        ck_assert_int_eq(inet_pton(AF_INET6, "::ffff:127.0.0.1", &mapped), 1);
+        ck_assert_int_eq(stream->origin->kind, ORIGIN_IP);
+        ck_assert_int_eq(memcmp(&stream->origin->address, &mapped, sizeof(mapped)), 0);
         int on = 0;
         socklen_t len = sizeof(on);
         ck_assert_int_eq(getsockopt(run.result, IPPROTO_TCP, TCP_NODELAY, &on, &len), 0);

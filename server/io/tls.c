@@ -24,6 +24,7 @@
 #include "base/check.h"
 #include "base/limits.h"
 #include "base/log.h"
+#include "io/identity.h"
 #include "sched/co.h"
 
 #define FILE_BYTES_MAX     MIB
@@ -602,21 +603,10 @@ void tls_free(struct tls *tls)
     }
 }
 
-/* "psk:alice" by "psk:alice" or "alice"; the same for "dn:". */
-static bool names(const char *allowed, const char *identity)
-{
-    const char *bare = strchr(identity, ':') + 1;
-
-    if (strncmp(allowed, "dn:", 3) == 0 || strncmp(allowed, "psk:", 4) == 0) {
-        return strcmp(allowed, identity) == 0;
-    }
-    return strcmp(allowed, bare) == 0;
-}
-
 bool tls_is_allowed(const struct tls *tls, const char *identity)
 {
-    for (unsigned i = 0; identity && i < tls->config.allowed_count; i++) {
-        if (names(tls->config.allowed[i], identity)) {
+    for (unsigned i = 0; i < tls->config.allowed_count; i++) {
+        if (identity_is(identity, tls->config.allowed[i])) {
             return true;
         }
     }

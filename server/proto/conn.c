@@ -18,6 +18,8 @@
 #define STALL_BYTES_PER_MS    256U
 #define STALL_LOOK_EVERY_NS   (1000 * MS_NS)
 #define GOODBYE_LOOK_EVERY_NS (5000 * MS_NS)
+/* Between two tries to reach another loop, when there is no memory for it. */
+#define CALL_PAUSE_NS (100 * MS_NS)
 
 static void enter_state(struct connection *conn, enum connection_state next)
 {
@@ -243,16 +245,33 @@ static struct connection *connection_create(struct stream *stream)
     wait_queue_init(&conn->idle);
     list_init(&conn->replies);
     list_init(&conn->send_link);
+    list_init(&conn->user_link);
     return conn;
 }
 
 static void connection_free(struct connection *conn)
 {
     assert(conn->state == CONNECTION_CLOSED);
+    list_remove(&conn->user_link);
     input_free(&conn->input);
     nbd_export_release(conn->chosen);
     nbd_export_release(conn->meta_export);
     free(conn);
+}
+
+/* From now on nothing is begun; who is not gone by its deadline is cut. */
+static void connection_dismiss(struct connection *conn)
+{
+    struct world *world = conn->service->world;
+
+    if (conn->state == CONNECTION_CLOSED) {
+        return;
+    }
+    if (conn->dismissed) {
+        world->ops->timer_stop(world, &conn->dismissal_timer);
+    }
+    conn->dismissed = true;
+    world->ops->timer_start(world, &conn->dismissal_timer, conn->leave_by_ns);
 }
 
 /* The connection is with this service until connection_part(). */
@@ -260,9 +279,9 @@ static void connection_join(struct connection *conn, struct nbd_service *service
 {
     conn->service = service;
     list_push_back(&service->connections, &conn->link);
-    if (conn->dismissed) {
-        service->world->ops->timer_start(service->world, &conn->dismissal_timer,
-                                         conn->dismissal_deadline_ns);
+    conn->dismissed = false;
+    if (conn->leave_by_ns != 0) {
+        connection_dismiss(conn);
     }
 }
 
@@ -441,58 +460,77 @@ void co_nbd_drain(struct nbd_service *service, uint64_t grace_ns)
     world->ops->timer_stop(world, &service->grace_timer);
 }
 
-/* Does not suspend. Without grace it goes at once. */
-static void dismiss(struct connection *conn, uint64_t grace_ns)
-{
-    struct world *world = conn->service->world;
+/* ---- Telling the users of one export to go ---- */
 
-    if (conn->state == CONNECTION_CLOSED) {
-        return;
-    }
-    if (conn->dismissed) {
-        world->ops->timer_stop(world, &conn->dismissal_timer);
-    }
-    conn->dismissed = true;
-    conn->dismissal_deadline_ns = world_now_ns(world) + grace_ns;
-    world->ops->timer_start(world, &conn->dismissal_timer, conn->dismissal_deadline_ns);
-    transmit_leave_if_drained(conn);
-}
+struct dismissal {
+    struct nbd_service *service;
+    const struct nbd_export *export;
+};
 
-static bool is_chosen(const struct nbd_service *service, const struct nbd_export *export)
+/* Those connections that are with this service at the moment. On its loop; does not suspend. */
+static void dismiss_marked(void *arg)
 {
-    list_for_each(link, &service->connections) {
-        if (list_entry(link, struct connection, link)->chosen == export) {
-            return true;
-        }
-    }
-    return false;
-}
+    const struct dismissal *dismissal = arg;
 
-void co_nbd_drain_export(struct nbd_service *service, const struct nbd_export *export,
-                         uint64_t grace_ns)
-{
-    list_for_each(link, &service->connections) {
+    list_for_each(link, &dismissal->service->connections) {
         struct connection *conn = list_entry(link, struct connection, link);
-        if (conn->chosen == export) {
-            dismiss(conn, grace_ns);
+        if (conn->chosen == dismissal->export && conn->leave_by_ns != 0) {
+            connection_dismiss(conn);
+            transmit_leave_if_drained(conn);
         }
-    }
-    while (is_chosen(service, export)) {
-        co_wait(&service->gone);
     }
 }
 
-unsigned nbd_dismiss_unadmitted(struct nbd_service *service, const struct nbd_export *export,
-                                uint64_t grace_ns)
+/* A connection that is on its way from one service to the other finds its mark when it arrives. */
+static void co_dismiss_marked(struct nbd_service *service, const struct nbd_export *export)
 {
+    struct nbd_service *home = export->home;
+    struct dismissal here = {service, export};
+    struct dismissal there = {home, export};
+
+    dismiss_marked(&here);
+    while (home && home != service && service->co_call(service, home, dismiss_marked, &there) < 0) {
+        co_sleep_ns(service->world, CALL_PAUSE_NS);
+    }
+}
+
+void co_nbd_dismiss(struct nbd_service *service, struct nbd_export *export, uint64_t grace_ns)
+{
+    uint64_t leave_by_ns = world_now_ns(service->world) + grace_ns;
+
+    if (nbd_export_is_used(export)) {
+        list_for_each(link, &export->users) {
+            list_entry(link, struct connection, user_link)->leave_by_ns = leave_by_ns;
+        }
+        co_dismiss_marked(service, export);
+    }
+}
+
+unsigned co_nbd_dismiss_unadmitted(struct nbd_service *service, struct nbd_export *export,
+                                   uint64_t grace_ns)
+{
+    uint64_t leave_by_ns = world_now_ns(service->world) + grace_ns;
     unsigned count = 0;
 
-    list_for_each(link, &service->connections) {
-        struct connection *conn = list_entry(link, struct connection, link);
-        if (conn->chosen == export && !conn->dismissed && !connection_sees(conn, export)) {
-            dismiss(conn, grace_ns);
+    if (!nbd_export_is_used(export)) {
+        return 0;
+    }
+    list_for_each(link, &export->users) {
+        struct connection *conn = list_entry(link, struct connection, user_link);
+        if (conn->leave_by_ns == 0 && !connection_sees(conn, export)) {
+            conn->leave_by_ns = leave_by_ns;
             count++;
         }
     }
+    if (count > 0) {
+        co_dismiss_marked(service, export);
+    }
     return count;
+}
+
+void co_nbd_wait_unused(struct nbd_service *service, struct nbd_export *export)
+{
+    while (nbd_export_is_used(export)) {
+        co_wait(&service->gone);
+    }
 }

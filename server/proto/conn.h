@@ -31,20 +31,22 @@ struct connection {
     struct stream *stream;
     enum connection_state state;
     uint32_t client_flags;
-    bool aborted;             /* the stream is dead: nothing more will be sent */
-    bool leaving;             /* receiving has been ended */
-    bool dismissed;           /* told to go: what is in flight is finished, and nothing begun */
+    bool aborted;   /* the stream is dead: nothing more will be sent */
+    bool leaving;   /* receiving has been ended */
+    bool dismissed; /* told to go: what is in flight is finished, and nothing begun */
+    /* When it must have gone, by the thread of the handshakes; 0: it has not been told to. */
+    _Atomic uint64_t leave_by_ns;
     bool secure;              /* TLS is on */
     bool between_options;     /* nothing of the next option has come yet */
     bool starting_tls;        /* in the middle of TLS's own handshake */
     const char *refusal;      /* why it is let in only to hear that it is not; NULL: it is let in */
     struct world_timer timer; /* the handshake's deadline; idleness; a slow goodbye */
     struct world_timer dismissal_timer; /* when its grace is over; armed while dismissed */
-    uint64_t dismissal_deadline_ns;
     struct input input;
 
     /* What the handshake settled. */
     struct nbd_export *chosen; /* held */
+    struct list user_link;     /* in chosen->users */
     enum header_form form;
     unsigned meta_contexts;         /* set of enum meta_context */
     struct nbd_export *meta_export; /* the one they were selected for; held */

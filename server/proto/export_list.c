@@ -9,6 +9,11 @@
 
 #include "proto/nbd.h"
 
+bool nbd_export_is_used(const struct nbd_export *export)
+{
+    return export->users.next && !list_empty(&export->users);
+}
+
 void nbd_export_hold(struct nbd_export *export)
 {
     export->references++;
@@ -20,8 +25,11 @@ void nbd_export_release(struct nbd_export *export)
         return;
     }
     assert(export->references > 0);
-    if (--export->references == 0 && export->released) {
-        export->released(export);
+    if (--export->references == 0) {
+        assert(!nbd_export_is_used(export));
+        if (export->released) {
+            export->released(export);
+        }
     }
 }
 

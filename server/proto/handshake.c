@@ -15,6 +15,7 @@
 #include "base/bytes.h"
 #include "base/limits.h"
 #include "base/log.h"
+#include "base/utf8.h"
 #include "proto/meta.h"
 #include "proto/wire.h"
 
@@ -115,41 +116,14 @@ static enum next_step co_refuse(struct negotiation *talk, uint32_t type, const c
 
 /* ---- Exports and names ---- */
 
-/* Bytes of the UTF-8 sequence at `at` (len > 0), 0 when it is none. */
-static size_t utf8_sequence(const uint8_t *at, size_t len)
-{
-    static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
-    size_t need = at[0] < 0x80           ? 1
-                  : (at[0] >> 5) == 0x6  ? 2
-                  : (at[0] >> 4) == 0xe  ? 3
-                  : (at[0] >> 3) == 0x1e ? 4
-                                         : 0;
-    if (need <= 1 || need > len) {
-        return need > len ? 0 : need;
-    }
-    uint32_t code = at[0] & (0x7fU >> need);
-    for (size_t i = 1; i < need; i++) {
-        if ((at[i] & 0xc0) != 0x80) {
-            return 0;
-        }
-        code = code << 6 | (at[i] & 0x3fU);
-    }
-    bool surrogate = code >= 0xd800 && code <= 0xdfff;
-    return code >= least[need] && code <= 0x10ffff && !surrogate ? need : 0;
-}
-
 /* NULL, or what is wrong with it as a name on the wire. */
 static const char *name_fault(const uint8_t *name, size_t len)
 {
     if (len > LIMIT_NBD_STRING_BYTES) {
         return "the export name is longer than 4096 bytes";
     }
-    for (size_t at = 0; at < len;) {
-        size_t sequence = name[at] == 0 ? 0 : utf8_sequence(name + at, len - at);
-        if (sequence == 0) {
-            return "the export name is not UTF-8 text";
-        }
-        at += sequence;
+    if (!utf8_is_text(name, len)) {
+        return "the export name is not UTF-8 text";
     }
     return NULL;
 }
@@ -236,6 +210,10 @@ static void choose(struct connection *conn, struct nbd_export *export)
     }
     nbd_export_hold(export);
     conn->chosen = export;
+    if (!export->users.next) {
+        list_init(&export->users);
+    }
+    list_push_back(&export->users, &conn->user_link);
     conn->rules = (struct request_rules){
         .size_bytes = export->image->size_bytes,
         .request_bytes = conn->service->limits.request_bytes,

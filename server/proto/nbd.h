@@ -49,12 +49,17 @@ struct nbd_export {
     void (*released)(struct nbd_export *export);
     struct rate_limit *rate; /* NULL: as fast as it can; what it says may change at any time */
 
-    unsigned references; /* the protocol floor's own */
+    /* The protocol floor's own. */
+    unsigned references;
+    struct list users; /* connections that chose it; by the first of them */
 };
 
 void nbd_export_hold(struct nbd_export *export);
 /* NULL is fine. */
 void nbd_export_release(struct nbd_export *export);
+
+/* Whether a connection has chosen it and is not gone. */
+bool nbd_export_is_used(const struct nbd_export *export);
 
 /*
  * What is on offer, in the order in which it is listed; never changed, but replaced by another one.
@@ -161,17 +166,19 @@ void co_nbd_refuse(struct nbd_service *service, struct stream *stream, const cha
 void co_nbd_drain(struct nbd_service *service, uint64_t grace_ns);
 
 /*
- * The same for the connections that have chosen one export, which is no longer on offer. Suspends
- * until none of them is left.
+ * The same for the connections that have chosen one export, which is no longer on offer: they are
+ * told to leave, and cut when they have not within the grace. `service` is the one that connections
+ * come to. Does not wait for them, but may suspend.
  */
-void co_nbd_drain_export(struct nbd_service *service, const struct nbd_export *export,
-                         uint64_t grace_ns);
+void co_nbd_dismiss(struct nbd_service *service, struct nbd_export *export, uint64_t grace_ns);
+/* Suspends until no connection has chosen it any more. */
+void co_nbd_wait_unused(struct nbd_service *service, struct nbd_export *export);
 
 /*
  * The rules of an export have changed: connections that have chosen it and may not use it any more
- * are told to leave in the same way. Returns how many; does not wait for them.
+ * are told to leave in the same way. Returns how many.
  */
-unsigned nbd_dismiss_unadmitted(struct nbd_service *service, const struct nbd_export *export,
-                                uint64_t grace_ns);
+unsigned co_nbd_dismiss_unadmitted(struct nbd_service *service, struct nbd_export *export,
+                                   uint64_t grace_ns);
 
 #endif

@@ -174,7 +174,8 @@ struct export_drain {
 static void co_drain_export(void *arg)
 {
     struct export_drain *drain = arg;
-    co_nbd_drain_export(&rig->service, drain->export, drain->grace_ns);
+    co_nbd_dismiss(&rig->service, drain->export, drain->grace_ns);
+    co_nbd_wait_unused(&rig->service, drain->export);
     drain->done = true;
 }
 
@@ -263,8 +264,14 @@ static bool is_client_admitted(const struct nbd_export *export, const struct str
     return strcmp(stream->peer, "test") == 0;
 }
 
+static void co_apply_rules(void *arg)
+{
+    *(unsigned *)arg = co_nbd_dismiss_unadmitted(&rig->service, &rig->exports[2], GRACE_NS);
+}
+
 START_TEST(who_is_no_longer_admitted_leaves_in_order)
 {
+    unsigned dismissed;
     rig = rig_create();
     struct client *one = client_enter(rig, "other", SIMPLE);
     struct client *two = client_enter(rig, "other", SIMPLE);
@@ -273,9 +280,12 @@ START_TEST(who_is_no_longer_admitted_leaves_in_order)
     rig->exports[2].admits = is_client_admitted;
     rig->disk->hold = true;
     client_request(one, NBD_CMD_READ, 0, 1, 0, 8);
-    ck_assert_uint_eq(nbd_dismiss_unadmitted(&rig->service, &rig->exports[2], GRACE_NS), 1);
-    ck_assert_uint_eq(nbd_dismiss_unadmitted(&rig->service, &rig->exports[2], GRACE_NS), 0);
+    ck_assert_int_eq(coro_spawn(co_apply_rules, &dismissed, "rules"), 0);
     rig_run(rig);
+    ck_assert_uint_eq(dismissed, 1);
+    ck_assert_int_eq(coro_spawn(co_apply_rules, &dismissed, "rules"), 0);
+    rig_run(rig);
+    ck_assert_uint_eq(dismissed, 0);
     ck_assert(!one->closed);
     rig_release_all(rig);
     rig_run(rig);

@@ -1,0 +1,12 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Well-formed UTF-8, as NBD wants names: no overlong forms, surrogates, values past U+10FFFF. */
+#ifndef QCOWD_BASE_UTF8_H
+#define QCOWD_BASE_UTF8_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+/* Whether it is text on the wire: well formed, and without a NUL. */
+bool utf8_is_text(const void *bytes, size_t len);
+
+#endif
