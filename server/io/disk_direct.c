@@ -240,7 +240,7 @@ static int co_write_unaligned(struct disk_real *d, uint64_t offset, const struct
         disk_real_note_end(d, offset + total);
     }
     if (pads && ftruncate(d->fd, (off_t)d->base.size_bytes) < 0 && ret == 0) {
-        ret = -errno;
+        ret = disk_real_no_room(-errno);
     }
     hold_release(hold);
     return ret;

@@ -142,6 +142,13 @@ int co_disk_real_read(struct disk_real *d, uint64_t offset, const struct iovec *
     return 0;
 }
 
+/* A quota and a limit of the file's size are as good as a full disk: waiting or asking the
+ * administrator helps, and nothing is broken. */
+int disk_real_no_room(int result)
+{
+    return result == -EFBIG || result == -EDQUOT ? -ENOSPC : result;
+}
+
 int co_disk_real_write(struct disk_real *d, uint64_t offset, const struct iovec *iov, int iov_count,
                        uint64_t done)
 {
@@ -150,7 +157,7 @@ int co_disk_real_write(struct disk_real *d, uint64_t offset, const struct iovec 
     while (done < total) {
         int put = co_transfer_from(d, true, offset, iov, iov_count, done);
         if (put <= 0) {
-            return put < 0 ? put : -EIO;
+            return put < 0 ? disk_real_no_room(put) : -EIO;
         }
         done += (uint64_t)put;
     }
@@ -329,7 +336,7 @@ static int co_fallocate(struct disk_real *d, int mode, uint64_t offset, uint64_t
     if (is_unsupported(ret) || (ret == -EBUSY && d->base.is_block_device)) {
         return -EOPNOTSUPP;
     }
-    return ret;
+    return disk_real_no_room(ret);
 }
 
 static int co_write_zeroes(struct disk_real *d, uint64_t offset, uint64_t len)
@@ -473,7 +480,7 @@ static int co_truncate(struct disk *disk, uint64_t size_bytes)
         return ret;
     }
     do {
-        ret = ftruncate(d->fd, (off_t)size_bytes) < 0 ? -errno : 0;
+        ret = ftruncate(d->fd, (off_t)size_bytes) < 0 ? disk_real_no_room(-errno) : 0;
     } while (ret == -EINTR);
     if (ret == 0) {
         disk->size_bytes = size_bytes;

@@ -50,6 +50,8 @@ bool disk_real_range_ok(uint64_t offset, uint64_t len);
  */
 int co_disk_real_read(struct disk_real *d, uint64_t offset, const struct iovec *iov, int iov_count,
                       uint64_t done);
+/* -ENOSPC for every way in which a host can be out of room; else the result as it is. */
+int disk_real_no_room(int result);
 int co_disk_real_write(struct disk_real *d, uint64_t offset, const struct iovec *iov, int iov_count,
                        uint64_t done);
 /* The file reaches at least to `end` now. */

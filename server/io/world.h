@@ -78,6 +78,7 @@ struct disk_ops {
     int (*co_read)(struct disk *disk, uint64_t offset, const struct iovec *iov, int iov_count);
     /*
      * Writes all of it, growing the file as needed. After an error any part may have been written.
+     * -ENOSPC: no room, be it the file system's, a quota's, or a limit of the file's size.
      */
     int (*co_write)(struct disk *disk, uint64_t offset, const struct iovec *iov, int iov_count);
     /* fdatasync: everything whose completion was seen before the call is durable, size included. */

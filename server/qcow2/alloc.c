@@ -199,6 +199,9 @@ int co_alloc_extend_file(struct qcow2 *q)
     uint64_t end = q->alloc.append_next << q->geo.cluster_bits;
     if (q->disk->size_bytes < end) {
         ret = q->disk->ops->co_truncate(q->disk, end);
+        /* What is written past a limit was refused where it was written: no more than a claim on
+         * nothing stands there, and a commit of all else must not fail for it. */
+        ret = ret == -ENOSPC ? 0 : ret;
     }
     co_mutex_unlock(&q->alloc.end_lock);
     return ret;

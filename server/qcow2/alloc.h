@@ -54,7 +54,8 @@ int co_alloc_contiguous(struct qcow2 *q, uint64_t count, uint64_t *first);
  * line. May suspend. */
 void co_alloc_undo(struct qcow2 *q, uint64_t first, uint64_t count);
 
-/* Makes the file as long as what is reserved, so that nothing counted lies past its end. */
+/* Makes the file as long as what is reserved, so that nothing counted lies past its end; where it
+ * may not get so long, it stays short. */
 int co_alloc_extend_file(struct qcow2 *q);
 
 /* Hint: these clusters count 0 now. */
