@@ -45,11 +45,12 @@ static int add_socket(struct listeners *listeners, int fd, struct errtext *err)
     return 0;
 }
 
-int listeners_add_unix(struct listeners *listeners, const char *path, struct errtext *err)
+int listeners_add_unix(struct listeners *listeners, const char *path,
+                       const struct net_socket_file *file, struct errtext *err)
 {
     struct stat status;
     int fd;
-    int result = net_listen_unix(path, NULL, &fd, err);
+    int result = net_listen_unix(path, file, &fd, err);
     if (result < 0) {
         return result;
     }
@@ -81,6 +82,27 @@ int listeners_add_tcp(struct listeners *listeners, const char *address, uint16_t
         }
     }
     return result;
+}
+
+int listeners_add_vsock(struct listeners *listeners, uint32_t port, struct net_address *address,
+                        struct errtext *err)
+{
+    int fd;
+    int result = net_listen_vsock(port == 0 ? NET_VSOCK_ANY_PORT : port, &fd, err);
+    if (result < 0) {
+        return result;
+    }
+    result = net_local_address(fd, address);
+    if (result < 0) {
+        close(fd);
+        return err_set(err, -result, "cannot tell the vsock port: %s", strerror(-result));
+    }
+    return add_socket(listeners, fd, err);
+}
+
+int listeners_add_inherited(struct listeners *listeners, int fd, struct errtext *err)
+{
+    return add_socket(listeners, fd, err);
 }
 
 struct served {

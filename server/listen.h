@@ -11,6 +11,7 @@
 #include <sys/types.h>
 
 #include "base/errtext.h"
+#include "io/net.h"
 #include "proto/nbd.h"
 #include "sched/loop.h"
 #include "sched/sync.h"
@@ -42,11 +43,18 @@ struct listeners {
 
 void listeners_init(struct listeners *listeners, struct loop *loop, struct nbd_service *service);
 
-/* Both return 0 or -errno; what was opened before stays, for co_listeners_stop(). */
-int listeners_add_unix(struct listeners *listeners, const char *path, struct errtext *err);
+/* All return 0 or -errno; what was opened before stays, for co_listeners_stop(). */
+int listeners_add_unix(struct listeners *listeners, const char *path,
+                       const struct net_socket_file *file, struct errtext *err);
 /* *port becomes the one that was got. */
 int listeners_add_tcp(struct listeners *listeners, const char *address, uint16_t *port,
                       struct errtext *err);
+
+/* Port 0: the kernel chooses. */
+int listeners_add_vsock(struct listeners *listeners, uint32_t port, struct net_address *address,
+                        struct errtext *err);
+/* Takes over a descriptor that listens. A socket's file is its maker's, and stays. */
+int listeners_add_inherited(struct listeners *listeners, int fd, struct errtext *err);
 
 /* Starts accepting. -ENOMEM: some sockets may accept already. */
 int listeners_start(struct listeners *listeners);

@@ -60,10 +60,12 @@ int main(int argc, char **argv)
         return EXIT_FAILURE;
     }
     log_set_level(config.log_level);
+    log_set_output(config.log_format, config.log_target);
     /* A peer that is gone and a file that may not grow are errors of one request, and no end. */
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN);
     int exit_status = run_command(&config);
+    log_tell_suppressed();
     /* What was printed is in a buffer: a full disk shows only now. */
     if (fflush(stdout) == EOF || ferror(stdout)) {
         log_error("cannot write to stdout: %s", strerror(errno));

@@ -31,6 +31,7 @@ struct option_group {
 };
 
 extern const struct option_group listen_options;
+extern const struct option_group service_options;
 extern const struct option_group tls_options;
 extern const struct option_group export_options;
 extern const struct option_group create_options_group;

@@ -74,7 +74,7 @@ struct command_syntax {
 };
 
 static const struct command_syntax syntaxes[] = {
-    {"serve", COMMAND_SERVE, 1, {&listen_options, &tls_options, &export_options}},
+    {"serve", COMMAND_SERVE, 1, {&listen_options, &service_options, &tls_options, &export_options}},
     {"create", COMMAND_CREATE, 2, {&create_options_group}},
     {"check", COMMAND_CHECK, 1, {&check_options_group}},
     {"info", COMMAND_INFO, 1, {&info_options_group}},

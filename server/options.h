@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <sys/types.h>
 
 #include "base/errtext.h"
 #include "base/log.h"
@@ -31,10 +32,23 @@ enum command {
     COMMAND_VERSION,
 };
 
+/* What whoever started the server wants of it. */
+struct service_config {
+    const char *pid_file; /* NULL: none */
+    int ready_fd;         /* 0: none */
+    bool print_uri;
+    bool exit_with_parent;
+    bool socket_mode_given;
+    mode_t socket_mode;
+    const char *socket_owner; /* NULL: as every file */
+};
+
 struct serve_config {
     const char *unix_path; /* NULL: no Unix socket asked for */
     bool tcp;
-    uint16_t port;    /* 0: the kernel chooses */
+    bool tcp_by_default; /* nobody asked for it: inherited sockets may take its place */
+    bool vsock;
+    uint16_t port;    /* of TCP or vsock; 0: the kernel chooses */
     const char *bind; /* NULL: loopback */
     bool stdio;       /* alone: no listener beside it */
     const char *run;  /* NULL: serve until a signal */
@@ -48,6 +62,7 @@ struct serve_config {
     enum trim_policy trim;
     const char *log_writes;       /* NULL: writes are not logged */
     uint32_t shutdown_timeout_ms; /* clients that do not let go are cut after this long */
+    struct service_config service;
 };
 
 struct create_config {
@@ -59,6 +74,8 @@ struct create_config {
 struct config {
     enum command command;
     enum log_level log_level;
+    enum log_format log_format;
+    enum log_target log_target;
     const char *image;
     struct serve_config serve;
     struct create_config create;

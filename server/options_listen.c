@@ -39,6 +39,14 @@ static int take_bind(struct config *config, char *value, struct errtext *err)
     return 0;
 }
 
+static int take_vsock(struct config *config, char *value, struct errtext *err)
+{
+    (void)value;
+    (void)err;
+    config->serve.vsock = true;
+    return 0;
+}
+
 static int take_stdio(struct config *config, char *value, struct errtext *err)
 {
     (void)value;
@@ -68,16 +76,24 @@ static int take_shutdown_timeout(struct config *config, char *value, struct errt
 static int finish_listen(struct config *config, struct errtext *err)
 {
     struct serve_config *serve = &config->serve;
-    if (serve->stdio && (serve->unix_path || serve->tcp)) {
+    if (serve->stdio && (serve->unix_path || serve->tcp || serve->vsock)) {
         return err_set(err, EINVAL,
-                       "--stdio serves one client and listens nowhere: drop it, or --unix, --port "
-                       "and --bind");
+                       "--stdio serves one client and listens nowhere: drop it, or --unix, --port, "
+                       "--bind and --vsock");
     }
     if (serve->stdio && serve->run) {
         return err_set(err, EINVAL, "--stdio and --run cannot be combined: drop one of them");
     }
-    if (!serve->stdio && !serve->unix_path && !serve->run) {
+    if (serve->vsock && serve->bind) {
+        return err_set(err, EINVAL,
+                       "--vsock listens in the place of TCP, and has no addresses: drop it, or "
+                       "--bind");
+    }
+    if (serve->vsock) {
+        serve->tcp = false; /* the port is vsock's */
+    } else if (!serve->stdio && !serve->unix_path && !serve->run && !serve->tcp) {
         serve->tcp = true;
+        serve->tcp_by_default = true;
     }
     return 0;
 }
@@ -86,6 +102,7 @@ static const struct option_spec options[] = {
     {"unix", 'U', "PATH", "listen on a Unix socket", take_unix},
     {"port", 'p', "N", "listen on TCP port N (10809; 0 lets the kernel choose)", take_port},
     {"bind", 'i', "ADDR", "listen on TCP at this address instead of loopback", take_bind},
+    {"vsock", '\0', NULL, "listen on vsock instead of TCP, at the port of --port", take_vsock},
     {"stdio", 's', NULL, "speak NBD on stdin and stdout to one client", take_stdio},
     {"run", '\0', "COMMAND",
      "serve while COMMAND runs, exit with its status;\n"

@@ -24,6 +24,7 @@
 #include "base/log.h"
 #include "break_control.h"
 #include "captive.h"
+#include "endpoints.h"
 #include "export.h"
 #include "filter/logged.h"
 #include "io/net.h"
@@ -33,6 +34,7 @@
 #include "sched/co.h"
 #include "sched/sync.h"
 #include "stdio_stream.h"
+#include "supervisor.h"
 
 /* What we open beside connections and images: ring, signals, listeners, standard descriptors. */
 #define OTHER_DESCRIPTORS 64U
@@ -45,7 +47,9 @@ struct server {
 
     struct export_table exports;
     struct tls *tls; /* NULL: off */
+    struct supervisor supervisor;
     struct listeners listeners;
+    struct endpoints endpoints;
     struct address address;
     struct captive captive;
     char *temporary_directory;
@@ -179,27 +183,51 @@ static bool should_stop(const struct server *server)
 static int open_listeners(struct server *server, struct errtext *err)
 {
     const struct serve_config *config = server->config;
+    const struct activation *activation = &server->supervisor.activation;
+    const struct net_socket_file *file = &server->supervisor.socket_file;
     const char *unix_path = config->unix_path;
-    uint16_t port = config->port;
     int result = 0;
-    if (config->run && !unix_path && !config->tcp) {
+    if (config->run && !unix_path && !config->tcp && !config->vsock && activation->count == 0) {
         result =
             captive_make_directory(&server->temporary_directory, &server->temporary_socket, err);
         unix_path = server->temporary_socket;
-    }
-    if (result == 0 && unix_path) {
-        result = listeners_add_unix(&server->listeners, unix_path, err);
-    }
-    if (result == 0 && config->tcp) {
-        result = listeners_add_tcp(&server->listeners, config->bind, &port, err);
+        file = NULL;
     }
     if (result == 0) {
-        result = address_describe(&server->address, config, unix_path, port, err);
+        result = endpoints_open(&server->endpoints, &server->listeners, config, activation,
+                                unix_path, file, err);
+    }
+    if (result == 0) {
+        result = address_describe(&server->address, &server->endpoints,
+                                  config->tls_mode == NBD_TLS_REQUIRE, config->export_name, err);
+    }
+    if (result == 0) {
+        result = supervisor_write_pid(&server->supervisor, err);
     }
     if (result == 0 && listeners_start(&server->listeners) < 0) {
         result = err_set(err, ENOMEM, "out of memory");
     }
     return result;
+}
+
+/* One line for people, at the service manager's. */
+struct status {
+    char text[400];
+};
+
+static const char *serving_status(const struct server *server, struct status *status)
+{
+    snprintf(status->text, sizeof(status->text), "Serving %s as %s", server->image_path,
+             server->config->stdio ? "standard input and output" : server->address.uri);
+    return status->text;
+}
+
+/* Clients are served: says so to all who want to know. */
+static int tell_ready(struct server *server, struct errtext *err)
+{
+    struct status status;
+    return supervisor_ready(&server->supervisor, &server->endpoints, &server->config->export_name,
+                            1, serving_status(server, &status), err);
 }
 
 static void note_stdio_done(void *arg)
@@ -261,7 +289,8 @@ static int init_service(struct server *server, struct errtext *err)
 static int co_start_serving(struct server *server, struct errtext *err)
 {
     if (server->config->stdio) {
-        return co_serve_stdio(server, err);
+        int served = co_serve_stdio(server, err);
+        return served < 0 ? served : tell_ready(server, err);
     }
     int result = open_listeners(server, err);
     if (result < 0) {
@@ -274,7 +303,10 @@ static int co_start_serving(struct server *server, struct errtext *err)
         return result;
     }
 #endif
-    return server->config->run ? start_captive(server, err) : 0;
+    if (server->config->run) {
+        result = start_captive(server, err);
+    }
+    return result < 0 ? result : tell_ready(server, err);
 }
 
 /* The command of --run may use what is left of the grace time, then ends whether it wants or not.
@@ -299,6 +331,7 @@ static void co_stop_serving(struct server *server)
 {
     uint64_t grace_ns = server->config->shutdown_timeout_ms * 1000000ULL;
     uint64_t deadline_ns = world_now_ns(main_world(server)) + grace_ns;
+    notify_stopping(&server->supervisor.notify, grace_ns);
     co_listeners_stop(&server->listeners);
     captive_kill(&server->captive, SIGTERM);
     server->draining = true;
@@ -310,10 +343,9 @@ static void co_stop_serving(struct server *server)
     co_wait_for_captive(server, deadline_ns);
 }
 
-static void co_reload(struct server *server)
+static void co_reload_credentials(struct server *server)
 {
     struct errtext err = {.text = ""};
-    server->reload_asked = false;
     if (!server->tls) {
         log_info("SIGHUP: nothing to reload, going on");
         return;
@@ -326,10 +358,20 @@ static void co_reload(struct server *server)
     }
 }
 
+static void co_reload(struct server *server)
+{
+    struct status status;
+    server->reload_asked = false;
+    notify_reloading(&server->supervisor.notify);
+    co_reload_credentials(server);
+    notify_ready(&server->supervisor.notify, serving_status(server, &status));
+}
+
 static void co_server_life(void *arg)
 {
     struct server *server = arg;
     struct errtext err = {.text = ""};
+    notify_start(&server->supervisor.notify, main_loop(server)->runtime.loop);
     int result = co_export_table_open(&server->exports, main_world(server), server->image_path,
                                       server->config, &err);
     if (result < 0) {
@@ -366,6 +408,7 @@ static void free_addresses(struct server *server)
 {
     captive_remove_directory(server->temporary_directory, server->temporary_socket);
     address_free(&server->address);
+    endpoints_free(&server->endpoints);
 }
 
 /* On the main stack: reading certificates takes more than a coroutine has. */
@@ -397,9 +440,10 @@ int serve(const char *image, const struct serve_config *config)
     group_init(&server->cutters);
     group_init(&server->markers);
     raise_descriptor_limit();
-    if (load_tls(server, &err) < 0 ||
+    if (supervisor_begin(&server->supervisor, config, &err) < 0 || load_tls(server, &err) < 0 ||
         loops_start(&server->loops, 1, LIMIT_BYTES_IN_FLIGHT, &err) < 0) {
         log_error("%s", err.text);
+        supervisor_end(&server->supervisor);
         tls_free(server->tls);
         free(server);
         return exit_status;
@@ -413,6 +457,7 @@ int serve(const char *image, const struct serve_config *config)
     }
     exit_status = server->exit_status;
     free_addresses(server);
+    supervisor_end(&server->supervisor);
     loops_end(&server->loops);
     tls_free(server->tls);
     free(server);

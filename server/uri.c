@@ -83,6 +83,15 @@ char *uri_tcp(bool tls, const char *host, uint16_t port, const char *export_name
     return uri;
 }
 
+char *uri_vsock(bool tls, uint32_t cid, uint32_t port, const char *export_name)
+{
+    char *name = escape(export_name);
+    char *uri =
+        name ? format_text("nbd%s+vsock://%u:%u/%s", tls_letter(tls), cid, port, name) : NULL;
+    free(name);
+    return uri;
+}
+
 char *old_uri_unix(const char *socket_path, const char *export_name)
 {
     bool named = *export_name != '\0';

@@ -14,6 +14,9 @@ char *uri_unix(bool tls, const char *socket_path, const char *export_name);
 /* nbd://HOST:PORT/NAME, or nbds://; an IPv6 address gets its brackets here. */
 char *uri_tcp(bool tls, const char *host, uint16_t port, const char *export_name);
 
+/* nbd+vsock://CID:PORT/NAME, or nbds+vsock://. */
+char *uri_vsock(bool tls, uint32_t cid, uint32_t port, const char *export_name);
+
 /* nbd:unix:PATH:exportname=NAME and nbd:HOST:PORT:exportname=NAME; nothing is escaped in
  * them, and TLS has no place there. */
 char *old_uri_unix(const char *socket_path, const char *export_name);
