@@ -56,6 +56,9 @@ int co_export_table_open(struct export_table *table, struct world *world, const 
     only->read_only = only->image->read_only;
     /* Safe: a flush on one connection covers what every other was told is written (O4). */
     only->multi_conn = true;
+    rate_limit_init(&table->rate, config->limits.bytes_per_second,
+                    config->limits.operations_per_second);
+    only->rate = &table->rate;
     table->count = 1;
     table->logged = config->log_writes ? only->image : NULL;
     return 0;

@@ -12,6 +12,7 @@
 struct export_table {
     struct nbd_export *exports;
     unsigned count;
+    struct rate_limit rate;
     struct image *logged; /* the one whose writes are logged, NULL if there is none */
 };
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Connections are bounded: one too many is accepted and closed, so that its client hears of it at
- * once instead of waiting in the backlog. Out of descriptors, accepting pauses: the queue of the
- * kernel holds what comes, and trying again at once would burn a processor for nothing.
+ * Connections are bounded: one too many is accepted, told so and closed, so that its client hears
+ * of it at once instead of waiting in the backlog. Out of descriptors, accepting pauses: the queue
+ * of the kernel holds what comes, and trying again at once would burn a processor for nothing.
  */
 #include "listen.h"
 
@@ -21,13 +21,16 @@
 #define ACCEPT_PAUSE_NS      (100ULL * 1000 * 1000)
 #define REFUSAL_LOG_PAUSE_NS (10ULL * 1000 * 1000 * 1000)
 
-void listeners_init(struct listeners *listeners, struct loop *loop, struct nbd_service *service)
+void listeners_init(struct listeners *listeners, struct loop *loop, struct nbd_service *service,
+                    unsigned connections, unsigned connections_per_address)
 {
     memset(listeners, 0, sizeof(*listeners));
     listeners->loop = loop;
     listeners->service = service;
     group_init(&listeners->accepting);
     group_init(&listeners->connections);
+    admission_init(&listeners->admission, connections, connections_per_address,
+                   service->world->ops->random64(service->world));
 }
 
 /* Takes over the descriptor. */
@@ -110,34 +113,58 @@ struct served {
     struct stream *stream;
     void (*done)(void *arg);
     void *arg;
+    bool admitted; /* through a listening socket, and has a place */
+    struct place place;
+    const char *refusal; /* NULL: it is welcome */
 };
+
+static void give_place_back(struct served *served)
+{
+    if (served->admitted) {
+        admission_leave(&served->listeners->admission, &served->place);
+    } else if (served->refusal) {
+        admission_told(&served->listeners->admission);
+    }
+}
 
 static void co_serve_connection(void *arg)
 {
     struct served *served = arg;
-    co_nbd_serve(served->listeners->service, served->stream);
-    group_leave(&served->listeners->connections);
+    struct listeners *listeners = served->listeners;
+    if (served->refusal) {
+        co_nbd_refuse(listeners->service, served->stream, served->refusal);
+    } else {
+        co_nbd_serve(listeners->service, served->stream);
+    }
+    give_place_back(served);
+    group_leave(&listeners->connections);
     if (served->done) {
         served->done(served->arg);
     }
     free(served);
 }
 
-int co_listeners_serve(struct listeners *listeners, struct stream *stream, void (*done)(void *arg),
-                       void *arg)
+static int co_start(const struct served *wanted)
 {
     struct served *served = malloc(sizeof(*served));
     if (served) {
-        *served = (struct served){listeners, stream, done, arg};
-        group_enter(&listeners->connections);
+        *served = *wanted;
+        group_enter(&served->listeners->connections);
         if (coro_spawn(co_serve_connection, served, "connection") == 0) {
             return 0;
         }
-        group_leave(&listeners->connections);
+        group_leave(&served->listeners->connections);
         free(served);
     }
-    stream->ops->co_close(stream);
+    wanted->stream->ops->co_close(wanted->stream);
     return -ENOMEM;
+}
+
+int co_listeners_serve(struct listeners *listeners, struct stream *stream, void (*done)(void *arg),
+                       void *arg)
+{
+    struct served served = {.listeners = listeners, .stream = stream, .done = done, .arg = arg};
+    return co_start(&served);
 }
 
 /* Says so, but not for each of a thousand. */
@@ -155,18 +182,23 @@ static void log_refusal(struct listeners *listeners, const char *why)
 
 static void co_take_connection(struct listeners *listeners, int fd)
 {
-    struct stream *stream;
-    if (listeners->connections.running >= LIMIT_CONNECTIONS) {
-        close(fd);
-        log_refusal(listeners, "as many are open as this server takes");
-        return;
+    struct served served = {.listeners = listeners};
+    struct origin origin = origin_of_socket(fd);
+    served.refusal = admission_enter(&listeners->admission, &origin, &served.place);
+    served.admitted = !served.refusal;
+    if (served.refusal) {
+        log_refusal(listeners, served.refusal);
+        if (!admission_may_tell(&listeners->admission)) {
+            close(fd);
+            return;
+        }
     }
-    if (stream_socket_create(listeners->loop, fd, &stream) < 0) {
-        log_refusal(listeners, "out of memory");
-        return;
+    int result = stream_socket_create(listeners->loop, fd, &served.stream);
+    if (result == 0) {
+        result = co_start(&served);
     }
-    int result = co_listeners_serve(listeners, stream, NULL, NULL);
     if (result < 0) {
+        give_place_back(&served);
         log_refusal(listeners, "out of memory");
     }
 }

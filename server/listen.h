@@ -10,6 +10,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "admission.h"
 #include "base/errtext.h"
 #include "io/net.h"
 #include "proto/nbd.h"
@@ -34,14 +35,17 @@ struct listeners {
     unsigned count;
     struct group accepting;
     struct group connections;
-    uint64_t refused; /* since the last log line about it */
+    struct admission admission; /* of those that are accepted */
+    uint64_t refused;           /* since the last log line about it */
     uint64_t next_refusal_log_ns;
     char *socket_path; /* of the Unix socket that we made; NULL: none */
     dev_t socket_device;
     ino_t socket_inode;
 };
 
-void listeners_init(struct listeners *listeners, struct loop *loop, struct nbd_service *service);
+/* At most so many connections at once, and from one address (0: no limit). */
+void listeners_init(struct listeners *listeners, struct loop *loop, struct nbd_service *service,
+                    unsigned connections, unsigned connections_per_address);
 
 /* All return 0 or -errno; what was opened before stays, for co_listeners_stop(). */
 int listeners_add_unix(struct listeners *listeners, const char *path,

@@ -32,6 +32,7 @@ struct option_group {
 
 extern const struct option_group listen_options;
 extern const struct option_group service_options;
+extern const struct option_group limits_options;
 extern const struct option_group tls_options;
 extern const struct option_group export_options;
 extern const struct option_group create_options_group;
@@ -44,5 +45,8 @@ int option_refuse_value(const char *option, const char *value, const char *allow
 
 /* Decimal digits and nothing else, `most` or less. */
 bool option_parse_number(const char *text, uint32_t most, uint32_t *number);
+
+/* The defaults. */
+void serve_limits_init(struct serve_limits *limits);
 
 #endif

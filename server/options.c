@@ -74,7 +74,10 @@ struct command_syntax {
 };
 
 static const struct command_syntax syntaxes[] = {
-    {"serve", COMMAND_SERVE, 1, {&listen_options, &service_options, &tls_options, &export_options}},
+    {"serve",
+     COMMAND_SERVE,
+     1,
+     {&listen_options, &service_options, &limits_options, &tls_options, &export_options}},
     {"create", COMMAND_CREATE, 2, {&create_options_group}},
     {"check", COMMAND_CHECK, 1, {&check_options_group}},
     {"info", COMMAND_INFO, 1, {&info_options_group}},
@@ -303,6 +306,7 @@ static void set_defaults(struct config *config)
     config->serve.export_name = "";
     config->serve.trim = TRIM_UNMAP;
     config->serve.shutdown_timeout_ms = LIMIT_SHUTDOWN_GRACE_MS;
+    serve_limits_init(&config->serve.limits);
     config->repair = CHECK_ONLY;
     create_options_init(&config->create.options);
 }

@@ -43,6 +43,18 @@ struct service_config {
     const char *socket_owner; /* NULL: as every file */
 };
 
+struct serve_limits {
+    unsigned connections;             /* at once */
+    unsigned connections_per_address; /* 0: no limit */
+    uint64_t bytes_in_flight;         /* that requests of all connections hold */
+    struct nbd_limits protocol;
+    bool request_bytes_given;
+    bool connection_bytes_given;
+    /* Of each export that has none of its own; 0: no limit. */
+    uint64_t bytes_per_second;
+    uint64_t operations_per_second;
+};
+
 struct serve_config {
     const char *unix_path; /* NULL: no Unix socket asked for */
     bool tcp;
@@ -60,7 +72,8 @@ struct serve_config {
     bool read_only;
     bool direct;
     enum trim_policy trim;
-    const char *log_writes;       /* NULL: writes are not logged */
+    const char *log_writes; /* NULL: writes are not logged */
+    struct serve_limits limits;
     uint32_t shutdown_timeout_ms; /* clients that do not let go are cut after this long */
     struct service_config service;
 };

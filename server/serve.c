@@ -147,14 +147,18 @@ static void on_signal(void *arg, int signal_number)
 }
 
 /* The usual limit of 1024 would be full before the last connection that we promise to take. */
-static void raise_descriptor_limit(void)
+static void raise_descriptor_limit(unsigned connections)
 {
-    const rlim_t wanted = LIMIT_CONNECTIONS + LIMIT_CHAIN_DEPTH + OTHER_DESCRIPTORS;
+    const rlim_t wanted = connections + LIMIT_REFUSALS + LIMIT_CHAIN_DEPTH + OTHER_DESCRIPTORS;
     struct rlimit limit;
     if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= wanted) {
         return;
     }
     limit.rlim_cur = MIN_OF(wanted, limit.rlim_max);
+    if (limit.rlim_cur < wanted) {
+        log_info("only %llu files may be open (ulimit -n): too few for %u connections",
+                 (unsigned long long)limit.rlim_cur, connections);
+    }
     if (setrlimit(RLIMIT_NOFILE, &limit) < 0) {
         log_warning("cannot raise the limit of open files: %s", strerror(errno));
     }
@@ -275,10 +279,15 @@ static int co_start_tls(struct nbd_service *service, struct stream *plain, struc
 static int init_service(struct server *server, struct errtext *err)
 {
     struct nbd_service *service = &main_loop(server)->service;
+    const struct serve_limits *limits = &server->config->limits;
     service->tls_mode = server->config->tls_mode;
     service->co_start_tls = co_start_tls;
     service->context = server;
-    listeners_init(&server->listeners, main_loop(server)->runtime.loop, service);
+    for (unsigned i = 0; i < server->loops.count; i++) {
+        server->loops.loops[i].service.limits = limits->protocol;
+    }
+    listeners_init(&server->listeners, main_loop(server)->runtime.loop, service,
+                   limits->connections, limits->connections_per_address);
     if (nbd_service_offer_array(service, server->exports.exports, server->exports.count) < 0) {
         return err_set(err, ENOMEM, "out of memory");
     }
@@ -439,9 +448,9 @@ int serve(const char *image, const struct serve_config *config)
     wait_queue_init(&server->changed);
     group_init(&server->cutters);
     group_init(&server->markers);
-    raise_descriptor_limit();
+    raise_descriptor_limit(config->limits.connections);
     if (supervisor_begin(&server->supervisor, config, &err) < 0 || load_tls(server, &err) < 0 ||
-        loops_start(&server->loops, 1, LIMIT_BYTES_IN_FLIGHT, &err) < 0) {
+        loops_start(&server->loops, 1, config->limits.bytes_in_flight, &err) < 0) {
         log_error("%s", err.text);
         supervisor_end(&server->supervisor);
         tls_free(server->tls);

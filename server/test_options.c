@@ -95,6 +95,97 @@ START_TEST(test_serve_all_options)
 }
 END_TEST
 
+START_TEST(test_limits)
+{
+    const struct serve_limits *limits = &line.config.serve.limits;
+    expect_ok("disk");
+    ck_assert_uint_eq(limits->connections, 2048);
+    ck_assert_uint_eq(limits->connections_per_address, 1024);
+    ck_assert_uint_eq(limits->bytes_in_flight, 256 << 20);
+    ck_assert_uint_eq(limits->protocol.handshake_ms, 10000);
+    ck_assert_uint_eq(limits->protocol.idle_ms, 0);
+    ck_assert_uint_eq(limits->protocol.options, 128);
+    ck_assert_uint_eq(limits->protocol.request_bytes, 32 << 20);
+    ck_assert_uint_eq(limits->protocol.requests, 128);
+    ck_assert_uint_eq(limits->protocol.connection_bytes, 64 << 20);
+    ck_assert(limits->bytes_per_second == 0 && limits->operations_per_second == 0);
+    expect_ok("--max-connections|65536|--max-connections-per-address|0|--handshake-timeout|3600|"
+              "--idle-timeout|60|--max-options|8|--max-requests|1|--max-request-bytes|64k|"
+              "--max-bytes-per-connection|1M|--max-bytes|2G|--max-bytes-per-second|100M|"
+              "--max-operations-per-second|500|disk");
+    ck_assert_uint_eq(limits->connections, 65536);
+    ck_assert_uint_eq(limits->connections_per_address, 0);
+    ck_assert_uint_eq(limits->bytes_in_flight, 2ULL << 30);
+    ck_assert_uint_eq(limits->protocol.handshake_ms, 3600 * 1000);
+    ck_assert_uint_eq(limits->protocol.idle_ms, 60 * 1000);
+    ck_assert_uint_eq(limits->protocol.options, 8);
+    ck_assert_uint_eq(limits->protocol.request_bytes, 65536);
+    ck_assert_uint_eq(limits->protocol.requests, 1);
+    ck_assert_uint_eq(limits->protocol.connection_bytes, 1 << 20);
+    ck_assert_uint_eq(limits->bytes_per_second, 100 << 20);
+    ck_assert_uint_eq(limits->operations_per_second, 500);
+}
+END_TEST
+
+START_TEST(test_limits_out_of_range)
+{
+    static const char *const refused[] = {
+        "--max-connections|0",
+        "--max-connections|65537",
+        "--max-connections|many",
+        "--max-connections-per-address|65537",
+        "--handshake-timeout|0",
+        "--handshake-timeout|3601",
+        "--idle-timeout|2592001",
+        "--idle-timeout|-1",
+        "--max-options|7",
+        "--max-options|65537",
+        "--max-requests|0",
+        "--max-requests|4097",
+        "--max-request-bytes|65535",
+        "--max-request-bytes|33M",
+        "--max-request-bytes|",
+        "--max-bytes-per-connection|1k",
+        "--max-bytes|0",
+        "--max-bytes|2T",
+        "--max-bytes-per-second|512",
+        "--max-bytes-per-second|65G",
+        "--max-operations-per-second|10000001",
+    };
+    for (size_t i = 0; i < ARRAY_LEN(refused); i++) {
+        char option[64];
+        char words[100];
+        snprintf(option, sizeof(option), "%s", refused[i]);
+        *strchr(option, '|') = '\0';
+        snprintf(words, sizeof(words), "%s|disk", refused[i]);
+        expect_refused(words, option);
+    }
+    for (size_t i = 0; i < ARRAY_LEN(refused); i++) { /* nor are they create's */
+        char words[100];
+        snprintf(words, sizeof(words), "create|%s|disk|1M", refused[i]);
+        expect_refused(words, "does not know");
+    }
+}
+END_TEST
+
+/* What is not given fits beside what is. */
+START_TEST(test_limits_fit_together)
+{
+    const struct serve_limits *limits = &line.config.serve.limits;
+    expect_ok("--max-bytes|1M|disk");
+    ck_assert_uint_eq(limits->protocol.connection_bytes, 1 << 20);
+    ck_assert_uint_eq(limits->protocol.request_bytes, 1 << 20);
+    expect_ok("--max-bytes-per-connection|2M|disk");
+    ck_assert_uint_eq(limits->protocol.request_bytes, 2 << 20);
+    ck_assert_uint_eq(limits->bytes_in_flight, 256 << 20);
+    expect_ok("--max-bytes-per-connection|16M|--max-bytes|2M|disk");
+    ck_assert_uint_eq(limits->protocol.request_bytes, 2 << 20);
+    expect_refused("--max-bytes|1M|--max-request-bytes|2M|disk", "--max-bytes ");
+    expect_refused("--max-bytes-per-connection|1M|--max-request-bytes|2M|disk",
+                   "--max-bytes-per-connection");
+}
+END_TEST
+
 START_TEST(test_tls)
 {
     const struct serve_config *serve = &line.config.serve;
@@ -321,6 +412,9 @@ int main(void)
     TCase *tests = tcase_create("options");
     tcase_add_test(tests, test_serve_defaults);
     tcase_add_test(tests, test_serve_all_options);
+    tcase_add_test(tests, test_limits);
+    tcase_add_test(tests, test_limits_out_of_range);
+    tcase_add_test(tests, test_limits_fit_together);
     tcase_add_test(tests, test_tls);
     tcase_add_test(tests, test_options_may_follow_the_image);
     tcase_add_test(tests, test_tcp_only_when_nothing_else_is_asked_for);

@@ -26,7 +26,7 @@
 /* Payload bytes of all connections together. */
 #define LIMIT_BYTES_IN_FLIGHT (256U * 1024U * 1024U)
 /* Connections at once; and from one address, which so never has more than half of them. */
-#define LIMIT_CONNECTIONS             1024U
+#define LIMIT_CONNECTIONS             2048U
 #define LIMIT_CONNECTIONS_PER_ADDRESS 1024U
 /* Refused connections that are told why, at once, and the time they have to listen. */
 #define LIMIT_REFUSALS   16U

@@ -618,15 +618,13 @@ static enum next_step co_answer_draining(struct negotiation *talk, uint32_t len)
 }
 
 /*
- * One connection too many. Clients go on when an option that is a mere wish is refused, and tell
- * their users what was said to the one that chooses an export: so long the reason is repeated.
+ * One connection too many. Clients go on when an option that is a mere wish is refused, tell their
+ * users what was said to the one that chooses an export, and say ABORT then: so the reason is
+ * repeated for as long as they listen.
  */
 static enum next_step co_answer_refused(struct negotiation *talk, uint32_t len)
 {
-    bool last = talk->option == NBD_OPT_GO || talk->option == NBD_OPT_LIST ||
-                talk->option == NBD_OPT_STARTTLS;
-    enum next_step next = co_answer_no(talk, len, NBD_REP_ERR_POLICY, talk->conn->refusal);
-    return last ? NEXT_DISCONNECT : next;
+    return co_answer_no(talk, len, NBD_REP_ERR_POLICY, talk->conn->refusal);
 }
 
 static enum next_step co_answer_one_too_many(struct negotiation *talk, uint32_t len)

@@ -152,8 +152,8 @@ void co_nbd_serve(struct nbd_service *service, struct stream *stream);
 
 /*
  * The same for a connection that is one too many: it gets the greeting, each of its options is
- * answered with NBD_REP_ERR_POLICY and `why`, a constant, and it is closed after the one that
- * would choose an export, at the latest after LIMIT_REFUSAL_MS.
+ * answered with NBD_REP_ERR_POLICY and `why`, a constant, until the client leaves; it is closed
+ * after LIMIT_REFUSAL_MS at the latest.
  */
 void co_nbd_refuse(struct nbd_service *service, struct stream *stream, const char *why);
 

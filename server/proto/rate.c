@@ -99,9 +99,8 @@ void rate_limit_init(struct rate_limit *rate, uint64_t bytes_per_second,
 void rate_limit_set(struct rate_limit *rate, uint64_t bytes_per_second,
                     uint64_t operations_per_second)
 {
-    assert(bytes_per_second <= LIMIT_RATE_BYTES && operations_per_second <= LIMIT_RATE_OPERATIONS);
-    bucket_set(&rate->bytes, bytes_per_second);
-    bucket_set(&rate->operations, operations_per_second);
+    bucket_set(&rate->bytes, MIN_OF(bytes_per_second, LIMIT_RATE_BYTES));
+    bucket_set(&rate->operations, MIN_OF(operations_per_second, (uint64_t)LIMIT_RATE_OPERATIONS));
 }
 
 /* Behind those that have had as much or less. */

@@ -48,12 +48,19 @@ struct rate_client {
     bool quit;
 };
 
-/* 0: no limit. At most LIMIT_RATE_BYTES and LIMIT_RATE_OPERATIONS. */
+/* 0: no limit. More than LIMIT_RATE_BYTES or LIMIT_RATE_OPERATIONS is that much. */
 void rate_limit_init(struct rate_limit *rate, uint64_t bytes_per_second,
                      uint64_t operations_per_second);
 /* Holds for those that wait already, too, within a tenth of a second. */
 void rate_limit_set(struct rate_limit *rate, uint64_t bytes_per_second,
                     uint64_t operations_per_second);
+
+/* Nothing needs to be asked. */
+static inline bool rate_limit_is_off(const struct rate_limit *rate)
+{
+    return atomic_load_explicit(&rate->bytes.per_second, memory_order_relaxed) == 0 &&
+           atomic_load_explicit(&rate->operations.per_second, memory_order_relaxed) == 0;
+}
 
 /*
  * Waits until one operation of so many bytes (at most LIMIT_PAYLOAD_BYTES) may go. False when

@@ -868,7 +868,7 @@ static void co_wait_for_turn(struct connection *conn, struct nbd_request *reques
     struct rate_limit *rate = conn->chosen->rate;
     bool moves_data = request->type == NBD_CMD_READ || request->type == NBD_CMD_WRITE;
 
-    if (rate && is_rated(request) &&
+    if (rate && !rate_limit_is_off(rate) && is_rated(request) &&
         !co_rate_take(rate, conn->service->world, &conn->rate, moves_data ? request->length : 0)) {
         refuse_draining(conn, request);
     }
