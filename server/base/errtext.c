@@ -7,6 +7,16 @@
 #include <stdio.h>
 #include <string.h>
 
+/* A file's name has a right to line breaks and escape sequences; a message has not. */
+static void make_one_line(struct errtext *err)
+{
+    for (char *c = err->text; *c; c++) {
+        if ((unsigned char)*c < 0x20 || *c == 0x7f) {
+            *c = '?';
+        }
+    }
+}
+
 int err_set(struct errtext *err, int errno_value, const char *format, ...)
 {
     assert(errno_value > 0);
@@ -15,6 +25,7 @@ int err_set(struct errtext *err, int errno_value, const char *format, ...)
         va_start(args, format);
         vsnprintf(err->text, sizeof(err->text), format, args);
         va_end(args);
+        make_one_line(err);
     }
     return -errno_value;
 }
@@ -34,6 +45,7 @@ void err_prefix(struct errtext *err, const char *format, ...)
         int most = room > 3 ? (int)room - 3 : 0; /* what does not fit is cut, knowingly */
         snprintf(err->text + used, room, ": %.*s", most, tail.text);
     }
+    make_one_line(err);
 }
 
 const char *err_sanitise(char *out, unsigned long out_bytes, const void *foreign, unsigned long len)

@@ -12,7 +12,8 @@ struct errtext {
 
 /*
  * Sets the message (replacing an earlier one) and returns -errno_value, so that
- * `return err_set(err, EINVAL, "...")` is one line. errno_value > 0. err may be NULL.
+ * `return err_set(err, EINVAL, "...")` is one line. errno_value > 0. err may be NULL. Control
+ * characters, which paths may have, become '?'.
  */
 int err_set(struct errtext *err, int errno_value, const char *format, ...)
     __attribute__((format(printf, 3, 4)));

@@ -118,6 +118,11 @@ START_TEST(messages_are_cut_not_overrun)
     err_prefix(&err, "%s: %d", "file", 3);
     ck_assert_str_eq(err.text, "file: 3: field is 7");
     ck_assert_int_eq(err_set(NULL, EIO, "unheard"), -EIO);
+    /* What would break the line or speak to a terminal does not get through. */
+    err_set(&err, EIO, "a\nb\x1b[2J\x7f\xc3\xa9");
+    ck_assert_str_eq(err.text, "a?b?[2J?\xc3\xa9");
+    err_prefix(&err, "c\r");
+    ck_assert_str_eq(err.text, "c?: a?b?[2J?\xc3\xa9");
     err_prefix(NULL, "unheard");
 
     char longer[2 * sizeof(err.text)];
