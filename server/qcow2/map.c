@@ -232,6 +232,16 @@ static int co_copy_table(struct qcow2 *q, host_off from, host_off to)
     return ret;
 }
 
+/*
+ * Whether there is a table, and it is ours alone. O10: a stranger's entry may have COPIED and no
+ * table.
+ */
+static bool owns_table(const struct qcow2 *q, uint64_t index)
+{
+    uint64_t entry = q->l1.entries[index];
+    return (entry & QCOW2_L1_OFFSET) && (entry & QCOW2_COPIED);
+}
+
 static void l1_set(struct qcow2 *q, uint64_t index, uint64_t entry)
 {
     q->l1.entries[index] = entry;
@@ -268,7 +278,7 @@ static int co_make_table_locked(struct qcow2 *q, uint64_t index)
     uint64_t first, got;
     bool reads_zero;
 
-    if (old & QCOW2_COPIED) {
+    if (owns_table(q, index)) {
         return 0; /* somebody made it while this one waited for the lock */
     }
     int ret = co_reserve_l1_sector(q, index);
@@ -306,7 +316,7 @@ static int co_make_table_locked(struct qcow2 *q, uint64_t index)
 int co_map_prepare(struct qcow2 *q, guest_off guest)
 {
     uint64_t index = l1_index(&q->geo, guest);
-    if (q->l1.entries[index] & QCOW2_COPIED) {
+    if (owns_table(q, index)) {
         return 0;
     }
     co_mutex_lock(&q->l1.lock);
@@ -330,7 +340,7 @@ int co_map_slice(struct qcow2 *q, guest_off guest, struct slice **slice, uint32_
 
 int co_map_change(struct qcow2 *q, guest_off guest, struct slice **slice, uint32_t *index)
 {
-    assert(q->l1.entries[l1_index(&q->geo, guest)] & QCOW2_COPIED);
+    assert(owns_table(q, l1_index(&q->geo, guest)));
     int ret = co_map_slice(q, guest, slice, index);
     if (ret < 0) {
         return ret;

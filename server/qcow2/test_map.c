@@ -264,6 +264,38 @@ START_TEST(failed_copy_changes_nothing)
 }
 END_TEST
 
+/* An L1 entry says COPIED of no table at all: there is none, and a write makes one. */
+static void lose_table(struct test_image *image)
+{
+    test_image_put(image, test_image_l1_at(image, 0), QCOW2_COPIED);
+}
+
+static void co_no_table(struct rig *rig)
+{
+    co_open_put(rig);
+    co_rig_expect(rig, 0, 4096, 0);
+    co_rig_trim(rig, 0, 4096);
+    co_rig_write(rig, 5000, 100, 0xcc);
+    co_rig_flush(rig);
+    co_rig_expect(rig, 4096, 904, 0);
+    co_rig_expect(rig, 5000, 100, 0xcc);
+}
+
+static void co_no_table_zero(struct rig *rig)
+{
+    co_open_put(rig);
+    co_rig_zero(rig, 0, 4096, IMAGE_NO_HOLE);
+    co_rig_expect(rig, 0, 4096, 0);
+}
+
+START_TEST(copied_without_a_table)
+{
+    run(plain, lose_table, true, co_no_table);
+    run(extended, lose_table, true, co_no_table);
+    run(old, lose_table, true, co_no_table_zero);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("map");
@@ -274,6 +306,7 @@ int main(void)
     tcase_add_test(tcase, subclusters_have_kinds_of_their_own);
     tcase_add_test(tcase, shared_table_is_copied_once);
     tcase_add_test(tcase, failed_copy_changes_nothing);
+    tcase_add_test(tcase, copied_without_a_table);
     suite_add_tcase(suite, tcase);
     return rig_main(suite);
 }
