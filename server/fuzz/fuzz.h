@@ -32,10 +32,10 @@ _Noreturn void fuzz_violation(const char *file, int line, const char *format, ..
     __attribute__((format(printf, 3, 4)));
 
 /*
- * Messages for people: whatever a peer or an image has put into them, they are one line of
- * printable ASCII.
+ * Messages for people: whatever a peer or an image has put into them, they are one line that does
+ * nothing to a terminal. Bytes of UTF-8 may come from the path of a backing file.
  */
-void fuzz_demand_printable(const char *what, const char *text);
+void fuzz_demand_line(const char *what, const char *text);
 
 /* From now on log lines of all levels are made, judged as above, and dropped. */
 void fuzz_judge_log(void);

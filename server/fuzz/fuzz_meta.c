@@ -74,7 +74,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
                "another export name");
     } else {
         demand(why, "refused without a reason");
-        fuzz_demand_printable("a reason", why);
+        fuzz_demand_line("a reason", why);
     }
     return 0;
 }

@@ -56,7 +56,7 @@ static void judge_refused(const struct nbd_request *request)
         demand(false, "refused with error %u", request->error);
     }
     demand(request->reason, "refused without a reason");
-    fuzz_demand_printable("a reason", request->reason);
+    fuzz_demand_line("a reason", request->reason);
 }
 
 static void judge_accepted(const struct request_rules *rules, const struct nbd_request *request)

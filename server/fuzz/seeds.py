@@ -144,7 +144,78 @@ def meta_seeds():
     yield "set-unknown", b"\0" + meta_payload(b"x", [b"base:", b"other:thing"])
 
 
+def record(kind, offset, length, flags=0):
+    """A request of the connection's target: sectors, or bytes with bit 7 of the kind."""
+    return struct.pack(">BBHH", kind, flags, offset, length)
+
+
+READ_, WRITE_, _, FLUSH_, TRIM_, ZERO_, STATUS_, CACHE_ = range(8)
+
+
+def connection_seeds():
+    records = b"".join((
+        record(WRITE_, 0, 8), record(READ_, 0, 16), record(WRITE_ | 0x80, 300, 700, nbd.FUA),
+        record(TRIM_, 4, 4), record(ZERO_, 2, 9, nbd.NO_HOLE), record(STATUS_, 0, 16),
+        record(FLUSH_, 0, 0), record(WRITE_, 10, 9), record(ZERO_, 0, 16, nbd.FAST_ZERO),
+        record(READ_ | 0x80, 1, 5000, nbd.DF), record(CACHE_, 0, 4), record(STATUS_, 3, 9, 8)))
+    for number, form in enumerate(FORMS):
+        mode = number | (0 if form == nbd.SIMPLE else 4)
+        yield f"raw-{form}", manners() + bytes((mode,)) + commands(form)
+        yield f"records-{form}-slow", manners(1, number) + bytes((mode | 8,)) + records
+    for shape in range(12):
+        yield f"records-{shape}", manners(0, shape) + bytes((1 | 4 | 8 | shape << 4,)) + records
+    for choice in (2, 4, 6, 9, 17):
+        yield f"records-manners-{choice}", manners(choice, 3) + bytes((2 | 4 | 8,)) + records * 3
+
+
+def damage(place, index, value, what=0, width=0):
+    """Place 0-7 (header, reftable, refcounts, L1, L2, snapshots, their L1, data); width 8 >> n."""
+    size = {0: 8, 1: 1, 2: 1, 3: 2}[what]
+    return bytes((place | what << 3 | width << 5, index)) + value.to_bytes(size, "big")
+
+
+def ask(kind, offset, length, bits=0):
+    return struct.pack(">BHB", 0x80 | kind | bits, offset, length)
+
+
+def image_seeds():
+    """Kinds: write, read, trim, zero, zero in place, zero if fast, status, flush."""
+    asked = b"".join((ask(1, 0, 30), ask(0, 3, 9), ask(0, 20, 40, 8), ask(2, 4, 16), ask(1, 0, 47),
+                      ask(3, 1, 3), ask(0, 9, 9, 0x20), ask(2, 8, 9, 0x20), ask(4, 0, 20, 0x20),
+                      ask(6, 0, 99), ask(7, 0, 0), ask(5, 0, 9), ask(0, 777, 20, 0x50)))
+    for shape in range(12):
+        yield f"whole-{shape}", bytes((shape, 0, shape)) + asked
+    for usage in (1, 2, 4, 8, 16, 32):
+        yield f"usage-{usage}", bytes((1, usage, 7)) + asked
+    damages = {
+        "dirty": damage(0, 9, 1),
+        "corrupt": damage(0, 9, 2),
+        "unknown-feature": damage(0, 9, 1 << 40),
+        "bitmaps": damage(0, 11, 1),
+        "huge": damage(0, 3, 1 << 50),
+        "l1-huge": damage(0, 9, 1 << 20, 0, 1),
+        "refcount-zero": damage(2, 5, 0, 1, 2),
+        "refcount-two": damage(2, 5, 2, 1, 2),
+        "l2-to-header": damage(4, 0, 0, 2),
+        "l2-to-l2": damage(4, 1, 4, 2),
+        "l2-twice": damage(4, 2, 5, 2),
+        "l2-compressed": damage(4, 0, 0x4005, 3),
+        "l2-zero": damage(4, 0, 0x8105, 3),
+        "l1-to-l1": damage(3, 0, 3, 2),
+        "reftable-to-data": damage(1, 0, 6, 2),
+        "reftable-empty": damage(1, 0, 0),
+    }
+    # What has been found.
+    damages["l1-copied-without-table"] = damage(3, 0, 1 << 63)
+    yield "backing-name-with-escape", bytes((9, 0, 1)) + damage(0, 32, 0x1b5b324a0a0a0a0a) + asked
+    for name, records in damages.items():
+        yield name, bytes((1, 0, 5)) + records + asked
+        yield f"{name}-repaired", bytes((1, 16, 5)) + records + asked
+
+
 SEEDS = {
+    "connection": connection_seeds,
+    "image": image_seeds,
     "request": request_seeds,
     "meta": meta_seeds,
     "handshake": handshake_seeds,

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * Four coroutines: the server's, the client's two directions, and one that drains the service. The
- * client ends when its reader has seen the end of the stream, or after QUIET_NS without anything to
- * say: then every deadline of the protocol has passed, and a disk has answered long ago.
+ * client ends when its reader has seen the end of the stream, or after a minute in which nobody has
+ * had anything to do: then every deadline of the protocol has passed, too.
  */
 #include "fuzz/service_rig.h"
 
@@ -16,11 +16,15 @@
 #include "base/limits.h"
 #include "fuzz/fuzz.h"
 #include "io/sim_stream.h"
+#include "proto/conn.h"
 #include "proto/wire.h"
 #include "sched/co.h"
 #include "sched/sync.h"
 
-#define QUIET_NS  60000000000ULL
+#define NAP_NS     1000000000ULL
+#define QUIET_NAPS 60U
+/* A request whose payload is never said is not over before the client has left. */
+#define NAPS_MAX  1000U
 #define BREATH_NS 10000000ULL
 #define LAZY_NS   100000000000ULL
 #define GRACE_NS  1000000000ULL
@@ -256,6 +260,33 @@ static void co_say_all(struct conversation *talk)
     /* The server may have hung up: that is for it to decide. */
 }
 
+/* Whether the server is busy with something that it was told, or has to say. */
+static bool is_busy(const struct conversation *talk)
+{
+    list_for_each(link, &talk->service.connections) {
+        const struct connection *conn = list_entry(link, struct connection, link);
+        if (conn->in_flight > 0 || conn->sender_running) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A world may let its clock run ahead of its disks: time alone says nothing about them. */
+static void co_stay(struct conversation *talk)
+{
+    unsigned quiet_naps = 0;
+    unsigned naps = 0;
+
+    if (talk->manners->lazy) {
+        co_sleep_ns(talk->world, LAZY_NS);
+    }
+    while (quiet_naps < QUIET_NAPS && naps++ < NAPS_MAX) {
+        co_sleep_ns(talk->world, NAP_NS);
+        quiet_naps = is_busy(talk) ? 0 : quiet_naps + 1;
+    }
+}
+
 static void co_speak(struct conversation *talk)
 {
     co_say_all(talk);
@@ -263,7 +294,7 @@ static void co_speak(struct conversation *talk)
         sim_stream_vanish(talk->near);
         return;
     }
-    co_sleep_ns(talk->world, QUIET_NS + (talk->manners->lazy ? LAZY_NS : 0));
+    co_stay(talk);
     talk->near->ops->abort(talk->near);
 }
 

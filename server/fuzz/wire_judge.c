@@ -23,7 +23,9 @@ struct asked {
     uint64_t length;
     uint64_t content_bytes; /* of a READ: so many have come */
     uint16_t type;
-    bool owed; /* an answer; else one may come */
+    bool owed;    /* an answer; else one may come */
+    bool refused; /* by its header alone */
+    bool fast;    /* may be refused for being slow */
     bool answered;
     bool failed;
 };
@@ -344,6 +346,8 @@ static bool collect_requests(struct judge *judge)
             .length = request.length,
             .type = request.type,
             .owed = whole,
+            .refused = request.error != NBD_SUCCESS,
+            .fast = request.flags & NBD_CMD_FLAG_FAST_ZERO,
         };
         whole = whole && !request.hang_up;
     }
@@ -373,6 +377,12 @@ static void answered(struct judge *judge, struct asked *asked)
     asked->answered = true;
     judge->counts.requests++;
     judge->counts.errors += asked->failed;
+    /* Which contexts are selected for this export is not known for sure. */
+    if (judge->undisturbed && asked->owed && asked->type != NBD_CMD_BLOCK_STATUS && !asked->fast) {
+        demand(asked->failed == asked->refused, "command %u of %llu + %llu %s", asked->type,
+               (unsigned long long)asked->offset, (unsigned long long)asked->length,
+               asked->failed ? "fails" : "works, and must not");
+    }
     if (asked->type == NBD_CMD_READ && !asked->failed) {
         demand(asked->content_bytes == asked->length, "a READ of %llu bytes has %llu",
                (unsigned long long)asked->length, (unsigned long long)asked->content_bytes);

@@ -17,7 +17,7 @@ struct conversation_record {
     const uint8_t *heard;
     size_t heard_len;
     /* The client stayed, read, and the service was not drained: what was heard is whole, and all
-     * that was well said has its answer. */
+     * that was well said has its answer; what asks for nothing wrong does not fail. */
     bool undisturbed;
 };
 

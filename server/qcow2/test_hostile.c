@@ -40,86 +40,31 @@ static bool is_kept(const struct watch *watch, uint64_t cluster)
     return false;
 }
 
-/* A write to metadata must be the engine's own. */
-static bool is_slice_write(struct qcow2 *q, const struct rig_event *event, const struct iovec *iov,
-                           int iov_count)
-{
-    uint64_t at = event->offset;
-    for (int i = 0; i < iov_count; i++, at += q->geo.slice_bytes) {
-        if (at % q->geo.slice_bytes != 0 || iov[i].iov_len != q->geo.slice_bytes) {
-            return false;
-        }
-        struct slice *slice = slice_peek(&q->cache, (host_off){at});
-        if (!slice || !slice->committing ||
-            (iov[i].iov_base != slice->bytes && iov[i].iov_base != slice->committing_bytes)) {
-            return false;
-        }
-    }
-    return true;
-}
-
-static bool is_own_write(struct qcow2 *q, const struct rig_event *event, const struct iovec *iov,
-                         int iov_count)
-{
-    switch ((enum rig_place)event->place) {
-    case RIG_HEADER:
-        return event->offset == 0 && event->len <= 512 && get_be32(iov[0].iov_base) == QCOW2_MAGIC;
-    case RIG_L2:
-    case RIG_REFBLOCK:
-        return is_slice_write(q, event, iov, iov_count);
-    case RIG_L1:
-    case RIG_REFTABLE:
-        return q->commit.running;
-    case RIG_DATA:
-        return true;
-    }
-    return false;
-}
-
-/* Space for a blank part of the L1 table, or an L2 table that nobody names any more. */
-static bool is_own_zero(const struct qcow2 *q, const struct rig_event *event)
-{
-    uint64_t table = q->header.reftable_offset.bytes;
-    uint64_t table_len = (uint64_t)q->header.reftable_clusters << q->geo.cluster_bits;
-    if (event->call == RIG_PUNCH && event->place == RIG_REFTABLE) {
-        return event->offset + event->len <= table || event->offset >= table + table_len;
-    }
-    if (event->call != RIG_ZERO || event->place != RIG_L1) {
-        return false;
-    }
-    for (uint64_t at = 0; at < event->len; at += 8) {
-        if (q->l1.entries[(event->offset - q->header.l1_offset.bytes + at) / 8] != 0) {
-            return false;
-        }
-    }
-    return true;
-}
-
 static void guard(struct rig *rig, const struct rig_event *event, const struct iovec *iov,
                   int iov_count)
 {
     struct qcow2 *q = rig->q;
     const struct watch *watch = rig->arg;
-    bool changes = event->call == RIG_WRITE || event->call == RIG_ZERO || event->call == RIG_PUNCH;
-    bool own =
-        event->call == RIG_WRITE ? is_own_write(q, event, iov, iov_count) : is_own_zero(q, event);
+    uint64_t wrong;
 
     if (event->call == RIG_TRUNCATE) {
         ck_assert_uint_ge(event->offset, q->disk->size_bytes);
     }
-    if (!changes) {
+    if (!rig_call_changes(event->call)) {
         return;
     }
     ck_assert(!rig->image->read_only);
+    bool harms =
+        rig_harms_metadata(q, event->call, event->offset, event->len, iov, iov_count, &wrong);
     uint64_t last = (event->offset + event->len - 1) >> q->geo.cluster_bits;
-    for (uint64_t c = event->offset >> q->geo.cluster_bits; c <= last; c++) {
-        char place = rig_place_of(q, MAX_OF(c << q->geo.cluster_bits, event->offset));
-        if (is_kept(watch, c) || (place != RIG_DATA && (!own || event->place == RIG_DATA))) {
-            ck_abort_msg("call %d of %#llx +%#llx touches metadata %c in cluster %#llx\n%s",
-                         event->call, (unsigned long long)event->offset,
-                         (unsigned long long)event->len, place,
-                         (unsigned long long)c << q->geo.cluster_bits, rig->log);
-        }
+    for (uint64_t c = event->offset >> q->geo.cluster_bits; c <= last && !harms; c++) {
+        harms = is_kept(watch, c);
+        wrong = c;
+    }
+    if (harms) {
+        ck_abort_msg("call %d of %#llx +%#llx touches metadata in cluster %#llx\n%s", event->call,
+                     (unsigned long long)event->offset, (unsigned long long)event->len,
+                     (unsigned long long)wrong << q->geo.cluster_bits, rig->log);
     }
 }
 

@@ -110,40 +110,6 @@ static const struct disk_ops watching = {
     .close = close_disk,
 };
 
-static bool inside(uint64_t offset, uint64_t start, uint64_t len)
-{
-    return offset >= start && offset - start < len;
-}
-
-char rig_place_of(const struct qcow2 *q, uint64_t offset)
-{
-    uint64_t cluster_start = round_down_to(offset, q->geo.cluster_bytes);
-
-    if (cluster_start == 0) {
-        return RIG_HEADER;
-    }
-    if (inside(offset, q->header.l1_offset.bytes, (uint64_t)q->l1.count * 8)) {
-        return RIG_L1;
-    }
-    for (uint64_t i = 0; i < q->l1.count; i++) {
-        if ((q->l1.entries[i] & QCOW2_L1_OFFSET) == cluster_start) {
-            return RIG_L2;
-        }
-    }
-    for (uint64_t i = 0; i < q->reftable.count; i++) {
-        if (q->reftable.entries[i] == cluster_start) {
-            return RIG_REFBLOCK;
-        }
-    }
-    /* A table on its way to its new place is not in the header yet, but in the map of metadata. */
-    if (inside(offset, q->header.reftable_offset.bytes,
-               (uint64_t)q->header.reftable_clusters << q->geo.cluster_bits) ||
-        (q->metamap.slots && metamap_contains(&q->metamap, offset >> q->geo.cluster_bits))) {
-        return RIG_REFTABLE;
-    }
-    return RIG_DATA;
-}
-
 static void log_line(enum log_level level, const char *line, void *arg)
 {
     struct rig *rig = arg;

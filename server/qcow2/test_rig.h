@@ -16,22 +16,11 @@
 #include "qcow2/create.h"
 #include "qcow2/engine.h"
 #include "qcow2/test_images.h"
+#include "qcow2/test_places.h"
 
 #define RIG_IMAGE      "disk.qcow2"
 #define RIG_EVENTS_MAX 65536U
 #define RIG_LOG_BYTES  65536U
-
-enum rig_call { RIG_READ, RIG_WRITE, RIG_FLUSH, RIG_ZERO, RIG_PUNCH, RIG_TRUNCATE };
-
-/* What stands at a place of the file, by the tables in memory. */
-enum rig_place {
-    RIG_HEADER = 'H',
-    RIG_L1 = '1',
-    RIG_REFTABLE = 'T',
-    RIG_REFBLOCK = 'R',
-    RIG_L2 = '2',
-    RIG_DATA = 'd',
-};
 
 struct rig_event {
     enum rig_call call;
@@ -85,7 +74,6 @@ struct test_image rig_get(struct rig *rig, const char *path);
 /* Corruptions and leaks by our own check of the file as it is; fails when it cannot be checked. */
 void co_rig_check(struct rig *rig, uint64_t *corruptions, uint64_t *leaks);
 
-char rig_place_of(const struct qcow2 *q, uint64_t offset);
 /* Forgets the events so far. */
 void rig_forget(struct rig *rig);
 /*
