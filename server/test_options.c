@@ -406,6 +406,53 @@ START_TEST(test_a_command_word_after_the_first_is_an_image)
 }
 END_TEST
 
+START_TEST(test_service_options)
+{
+    expect_ok("disk");
+    ck_assert(line.config.serve.tcp_by_default);
+    ck_assert_int_eq(line.config.serve.service.ready_fd, 0);
+    ck_assert_ptr_null(line.config.serve.service.pid_file);
+    expect_ok("-U|s|-P|pid|--ready-fd|3|--print-uri|--exit-with-parent|--socket-mode|0660|"
+              "--socket-owner|a:b|--log-format|json|--log-target|syslog|disk");
+    const struct service_config *service = &line.config.serve.service;
+    ck_assert_str_eq(service->pid_file, "pid");
+    ck_assert_int_eq(service->ready_fd, 3);
+    ck_assert(service->print_uri && service->exit_with_parent && service->socket_mode_given);
+    ck_assert_uint_eq(service->socket_mode, 0660);
+    ck_assert_str_eq(service->socket_owner, "a:b");
+    ck_assert_int_eq((int)line.config.log_format, (int)LOG_FORMAT_JSON);
+    ck_assert_int_eq((int)line.config.log_target, (int)LOG_TARGET_SYSLOG);
+    expect_ok("-U|s|--socket-mode|0|disk");
+    ck_assert_uint_eq(line.config.serve.service.socket_mode, 0);
+
+    expect_refused("--pidfile||disk", "--pidfile");
+    expect_refused("--ready-fd|2|disk", "3 or more");
+    expect_refused("--ready-fd|x|disk", "3 or more");
+    expect_refused("-U|s|--socket-mode|888|disk", "octal");
+    expect_refused("-U|s|--socket-mode|1777|disk", "octal");
+    expect_refused("-U|s|--socket-mode||disk", "octal");
+    expect_refused("--socket-mode|600|disk", "there is none");
+    expect_refused("--run|ls|--socket-owner|root|disk", "there is none");
+    expect_refused("-U|s|--socket-owner||disk", "USER:GROUP");
+    expect_refused("--log-format|xml|disk", "text or json");
+    expect_refused("--log-target|file|disk", "stderr or syslog");
+    expect_refused("--stdio|--print-uri|disk", "--stdio");
+}
+END_TEST
+
+START_TEST(test_vsock_takes_the_place_of_tcp)
+{
+    expect_ok("--vsock|disk");
+    ck_assert(line.config.serve.vsock && !line.config.serve.tcp);
+    ck_assert_uint_eq(line.config.serve.port, 10809);
+    expect_ok("--vsock|-p|99|-U|s|disk");
+    ck_assert(line.config.serve.vsock && !line.config.serve.tcp);
+    ck_assert_uint_eq(line.config.serve.port, 99);
+    expect_refused("--vsock|--bind|::|disk", "--bind");
+    expect_refused("--vsock|--stdio|disk", "--vsock");
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("options");
@@ -417,6 +464,8 @@ int main(void)
     tcase_add_test(tests, test_limits_fit_together);
     tcase_add_test(tests, test_tls);
     tcase_add_test(tests, test_options_may_follow_the_image);
+    tcase_add_test(tests, test_service_options);
+    tcase_add_test(tests, test_vsock_takes_the_place_of_tcp);
     tcase_add_test(tests, test_tcp_only_when_nothing_else_is_asked_for);
     tcase_add_test(tests, test_serve_refusals);
     tcase_add_test(tests, test_port);

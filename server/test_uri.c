@@ -40,6 +40,8 @@ START_TEST(test_tls)
     expect_text(uri_unix(true, "/s", "vm"), "nbds+unix:///vm?socket=/s");
     expect_text(uri_tcp(true, "localhost", 1, ""), "nbds://localhost:1/");
     expect_text(uri_tcp(true, "::1", 2, "vm"), "nbds://[::1]:2/vm");
+    expect_text(uri_vsock(true, 3, 4000000000, "v m"), "nbds+vsock://3:4000000000/v%20m");
+    expect_text(uri_vsock(false, 2, 10809, ""), "nbd+vsock://2:10809/");
 }
 END_TEST
 

@@ -20,6 +20,7 @@
 
 #include "base/check.h"
 #include "base/log_limit.h"
+#include "base/utf8.h"
 
 #define NS_PER_S 1000000000ULL
 
@@ -70,27 +71,6 @@ __attribute__((format(printf, 2, 3))) static void append(struct line *line, cons
     }
 }
 
-/* The length of the UTF-8 character that begins at `at`, or 0: there is none. */
-static unsigned utf8_length(const unsigned char *at)
-{
-    unsigned length = *at < 0x80   ? 1
-                      : *at < 0xc2 ? 0
-                      : *at < 0xe0 ? 2
-                      : *at < 0xf0 ? 3
-                      : *at < 0xf5 ? 4
-                                   : 0;
-    unsigned low = *at == 0xe0 ? 0xa0 : *at == 0xf0 ? 0x90 : 0x80;
-    unsigned high = *at == 0xed ? 0x9f : *at == 0xf4 ? 0x8f : 0xbf;
-    for (unsigned i = 1; i < length; i++) {
-        if (at[i] < low || at[i] > high) {
-            return 0;
-        }
-        low = 0x80;
-        high = 0xbf;
-    }
-    return length;
-}
-
 /* `"name":"text"` with a comma before it, at most `most` bytes of it for the text. */
 static void append_json_string(struct line *line, const char *name, const char *text, size_t most)
 {
@@ -98,7 +78,7 @@ static void append_json_string(struct line *line, const char *name, const char *
     append(line, ",\"%s\":\"", name);
     const size_t end = line->used + most;
     while (*at != 0 && line->used + 6 <= end) {
-        unsigned length = utf8_length(at);
+        size_t length = utf8_sequence_bytes(at, strnlen((const char *)at, 4));
         if (length == 0) {
             append(line, "\\ufffd");
             at++;

@@ -3,9 +3,9 @@
 
 #include <stdint.h>
 
-/* Bytes of the sequence at `at` (len > 0), 0 when it is none. */
-static size_t sequence_bytes(const uint8_t *at, size_t len)
+size_t utf8_sequence_bytes(const void *bytes, size_t len)
 {
+    const uint8_t *at = bytes;
     static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
     size_t need = at[0] < 0x80           ? 1
                   : (at[0] >> 5) == 0x6  ? 2
@@ -30,7 +30,7 @@ bool utf8_is_text(const void *bytes, size_t len)
 {
     const uint8_t *text = bytes;
     for (size_t at = 0; at < len;) {
-        size_t sequence = text[at] == 0 ? 0 : sequence_bytes(text + at, len - at);
+        size_t sequence = text[at] == 0 ? 0 : utf8_sequence_bytes(text + at, len - at);
         if (sequence == 0) {
             return false;
         }

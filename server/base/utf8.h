@@ -9,4 +9,7 @@
 /* Whether it is text on the wire: well formed, and without a NUL. */
 bool utf8_is_text(const void *bytes, size_t len);
 
+/* Bytes of the character that the text (len > 0) begins with, 0 when it is none. */
+size_t utf8_sequence_bytes(const void *bytes, size_t len);
+
 #endif
