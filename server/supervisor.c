@@ -72,6 +72,7 @@ int supervisor_begin(struct supervisor *supervisor, const struct serve_config *c
 {
     memset(supervisor, 0, sizeof(*supervisor));
     supervisor->config = config;
+    supervisor->pid_file_fd = -1;
     supervisor->parent = getppid();
     notify_open(&supervisor->notify);
     int result = activation_take(&supervisor->activation, err);
@@ -91,43 +92,35 @@ int supervisor_begin(struct supervisor *supervisor, const struct serve_config *c
 }
 
 /* Writes it all, or fails. */
-static int fill_pid_file(struct supervisor *supervisor, int fd)
+static int fill_pid_file(int fd)
 {
-    struct stat status;
     char text[32];
     int len = snprintf(text, sizeof(text), "%ld\n", (long)getpid());
     ssize_t written = write(fd, text, (size_t)len);
-    if (written < 0 || fchmod(fd, 0644) < 0 || fstat(fd, &status) < 0) {
+    if (written < 0 || fchmod(fd, 0644) < 0) {
         return -errno;
     }
-    supervisor->pid_file_device = status.st_dev;
-    supervisor->pid_file_inode = status.st_ino;
     return written == len ? 0 : -ENOSPC;
 }
 
-/* Whole or not there: it is written under another name. */
-static int write_pid_file(struct supervisor *supervisor, const char *path)
+/* The descriptor, or -errno. Whole or not there: it is written under another name. */
+static int write_pid_file(const char *path)
 {
     char *hidden;
     if (asprintf(&hidden, "%s.XXXXXX", path) < 0) {
         return -ENOMEM;
     }
     int fd = mkostemp(hidden, O_CLOEXEC);
-    if (fd < 0) {
-        int error = errno;
-        free(hidden);
-        return -error;
-    }
-    int result = fill_pid_file(supervisor, fd);
-    close(fd);
+    int result = fd < 0 ? -errno : fill_pid_file(fd);
     if (result == 0 && rename(hidden, path) < 0) {
         result = -errno;
     }
-    if (result < 0) {
+    if (result < 0 && fd >= 0) {
+        close(fd);
         (void)unlink(hidden);
     }
     free(hidden);
-    return result;
+    return result < 0 ? result : fd;
 }
 
 int supervisor_write_pid(struct supervisor *supervisor, struct errtext *err)
@@ -136,11 +129,11 @@ int supervisor_write_pid(struct supervisor *supervisor, struct errtext *err)
     if (!path) {
         return 0;
     }
-    int result = write_pid_file(supervisor, path);
-    if (result < 0) {
-        return err_set(err, -result, "--pidfile %s: cannot write it: %s", path, strerror(-result));
+    int fd = write_pid_file(path);
+    if (fd < 0) {
+        return err_set(err, -fd, "--pidfile %s: cannot write it: %s", path, strerror(-fd));
     }
-    supervisor->pid_file_written = true;
+    supervisor->pid_file_fd = fd;
     return 0;
 }
 
@@ -197,20 +190,27 @@ int supervisor_ready(struct supervisor *supervisor, const struct endpoints *endp
     return result;
 }
 
+static bool is_pid_file(const struct supervisor *supervisor, const char *path)
+{
+    struct stat there;
+    struct stat ours;
+    return lstat(path, &there) == 0 && fstat(supervisor->pid_file_fd, &ours) == 0 &&
+           there.st_dev == ours.st_dev && there.st_ino == ours.st_ino;
+}
+
 /* The path may meanwhile name somebody else's file: a later server's, say. */
 static void remove_pid_file(struct supervisor *supervisor)
 {
     const char *path = supervisor->config->service.pid_file;
-    struct stat status;
-    if (!supervisor->pid_file_written || lstat(path, &status) < 0 ||
-        status.st_dev != supervisor->pid_file_device ||
-        status.st_ino != supervisor->pid_file_inode) {
+    if (supervisor->pid_file_fd < 0) {
         return;
     }
     /* Rights that it was made with may have been given up since: then it stays. */
-    if (unlink(path) < 0) {
+    if (is_pid_file(supervisor, path) && unlink(path) < 0) {
         log_info("--pidfile %s: stays behind: %s", path, strerror(errno));
     }
+    close(supervisor->pid_file_fd);
+    supervisor->pid_file_fd = -1;
 }
 
 void supervisor_end(struct supervisor *supervisor)

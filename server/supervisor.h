@@ -22,9 +22,7 @@ struct supervisor {
     struct activation activation;
     struct notify notify;
     struct net_socket_file socket_file; /* for the socket of --unix */
-    bool pid_file_written;
-    dev_t pid_file_device;
-    ino_t pid_file_inode;
+    int pid_file_fd; /* open, so that no other file gets its inode; -1: none was written */
 };
 
 /*
