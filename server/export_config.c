@@ -24,10 +24,17 @@ static int out_of_memory(struct errtext *err)
     return err_set(err, ENOMEM, "out of memory");
 }
 
-static int refuse(const char *field, const char *value, const char *allowed, struct errtext *err)
+/* A value, and what it is called where it was written. */
+struct setting {
+    const char *called;
+    const char *value;
+};
+
+static int refuse(const struct setting *setting, const char *allowed, struct errtext *err)
 {
     struct shown shown;
-    return err_set(err, EINVAL, "%s '%s': must be %s", field, show(&shown, value), allowed);
+    return err_set(err, EINVAL, "%s '%s': must be %s", setting->called,
+                   show(&shown, setting->value), allowed);
 }
 
 /* ---- The value ---- */
@@ -85,17 +92,17 @@ bool export_config_equal(const struct export_config *a, const struct export_conf
 
 /* ---- Fields ---- */
 
-static int set_wire_text(char **to, const char *field, const char *value, struct errtext *err)
+static int set_wire_text(char **to, const struct setting *setting, struct errtext *err)
 {
-    size_t len = strlen(value);
+    size_t len = strlen(setting->value);
     if (len > LIMIT_NBD_STRING_BYTES) {
-        return err_set(err, EINVAL, "%s: it has %zu bytes, at most %u are allowed", field, len,
-                       LIMIT_NBD_STRING_BYTES);
+        return err_set(err, EINVAL, "%s: it has %zu bytes, at most %u are allowed", setting->called,
+                       len, LIMIT_NBD_STRING_BYTES);
     }
-    if (!utf8_is_text(value, len)) {
-        return refuse(field, value, "UTF-8", err);
+    if (!utf8_is_text(setting->value, len)) {
+        return refuse(setting, "UTF-8", err);
     }
-    char *copy = strdup(value);
+    char *copy = strdup(setting->value);
     if (!copy) {
         return out_of_memory(err);
     }
@@ -104,22 +111,25 @@ static int set_wire_text(char **to, const char *field, const char *value, struct
     return 0;
 }
 
-static int set_name(struct export_config *config, const char *value, struct errtext *err)
+static int set_name(struct export_config *config, const struct setting *setting,
+                    struct errtext *err)
 {
-    return set_wire_text(&config->name, "name", value, err);
+    return set_wire_text(&config->name, setting, err);
 }
 
-static int set_description(struct export_config *config, const char *value, struct errtext *err)
+static int set_description(struct export_config *config, const struct setting *setting,
+                           struct errtext *err)
 {
-    return set_wire_text(&config->description, "description", value, err);
+    return set_wire_text(&config->description, setting, err);
 }
 
-static int set_image(struct export_config *config, const char *value, struct errtext *err)
+static int set_image(struct export_config *config, const struct setting *setting,
+                     struct errtext *err)
 {
-    if (*value == '\0') {
-        return refuse("image", value, "the path of a qcow2 image", err);
+    if (*setting->value == '\0') {
+        return refuse(setting, "the path of a qcow2 image", err);
     }
-    char *copy = strdup(value);
+    char *copy = strdup(setting->value);
     if (!copy) {
         return out_of_memory(err);
     }
@@ -128,93 +138,94 @@ static int set_image(struct export_config *config, const char *value, struct err
     return 0;
 }
 
-static int set_read_only(struct export_config *config, const char *value, struct errtext *err)
+/* Two words for a flag. */
+static int set_flag(bool *flag, const char *yes, const char *no, const char *allowed,
+                    const struct setting *setting, struct errtext *err)
 {
-    static const char *const yes[] = {"true", "yes", "on"};
-    static const char *const no[] = {"false", "no", "off"};
-    for (unsigned i = 0; i < ARRAY_LEN(yes); i++) {
-        if (strcmp(value, yes[i]) == 0 || strcmp(value, no[i]) == 0) {
-            config->read_only = strcmp(value, yes[i]) == 0;
-            return 0;
-        }
+    bool is_yes = strcmp(setting->value, yes) == 0;
+    if (!is_yes && strcmp(setting->value, no) != 0) {
+        return refuse(setting, allowed, err);
     }
-    return refuse("read-only", value, "true or false", err);
-}
-
-static int set_discard(struct export_config *config, const char *value, struct errtext *err)
-{
-    if (strcmp(value, "unmap") == 0) {
-        config->trim = TRIM_UNMAP;
-    } else if (strcmp(value, "ignore") == 0) {
-        config->trim = TRIM_IGNORE;
-    } else {
-        return refuse("discard", value, "unmap or ignore", err);
-    }
+    *flag = is_yes;
     return 0;
 }
 
-static int set_cache(struct export_config *config, const char *value, struct errtext *err)
+static int set_read_only(struct export_config *config, const struct setting *setting,
+                         struct errtext *err)
 {
-    if (strcmp(value, "writeback") != 0 && strcmp(value, "none") != 0) {
-        return refuse("cache", value, "writeback or none", err);
+    return set_flag(&config->read_only, "true", "false", "true or false", setting, err);
+}
+
+static int set_discard(struct export_config *config, const struct setting *setting,
+                       struct errtext *err)
+{
+    bool ignore = false;
+    int result = set_flag(&ignore, "ignore", "unmap", "unmap or ignore", setting, err);
+    if (result == 0) {
+        config->trim = ignore ? TRIM_IGNORE : TRIM_UNMAP;
     }
-    config->direct = strcmp(value, "none") == 0;
-    return 0;
+    return result;
 }
 
-static int set_tls(struct export_config *config, const char *value, struct errtext *err)
+static int set_cache(struct export_config *config, const struct setting *setting,
+                     struct errtext *err)
 {
-    if (strcmp(value, "on") != 0 && strcmp(value, "require") != 0) {
-        return refuse("tls", value,
-                      "on (as the server has it) or require (without TLS the export is not there)",
-                      err);
-    }
-    config->tls_only = strcmp(value, "require") == 0;
-    return 0;
+    return set_flag(&config->direct, "none", "writeback", "writeback or none", setting, err);
 }
 
-static int add_origin(struct export_config *config, const char *value, struct errtext *err)
+static int set_tls(struct export_config *config, const struct setting *setting, struct errtext *err)
 {
-    return access_allow_origin(&config->access, value, err);
+    return set_flag(&config->tls_only, "require", "on",
+                    "on (as the server has it) or require (without TLS it is not there)", setting,
+                    err);
 }
 
-static int add_identity(struct export_config *config, const char *value, struct errtext *err)
+static int add_origin(struct export_config *config, const struct setting *setting,
+                      struct errtext *err)
 {
-    return access_allow_identity(&config->access, value, err);
+    return access_allow_origin(&config->access, setting->value, err);
 }
 
-static int set_bytes_per_second(struct export_config *config, const char *value,
+static int add_identity(struct export_config *config, const struct setting *setting,
+                        struct errtext *err)
+{
+    return access_allow_identity(&config->access, setting->value, err);
+}
+
+static int set_bytes_per_second(struct export_config *config, const struct setting *setting,
                                 struct errtext *err)
 {
-    if (parse_size(value, &config->bytes_per_second) < 0) {
-        return refuse("bytes-per-second", value,
-                      "a number of bytes, with k, M, G, T, P or E for larger units; 0: no limit",
-                      err);
+    uint64_t bytes = 0;
+    if (parse_size(setting->value, &bytes) < 0 || bytes > LIMIT_RATE_BYTES ||
+        (bytes > 0 && bytes < KIB)) {
+        return refuse(setting, "a size from 1k to 64G, or 0: as the server has it", err);
     }
+    config->bytes_per_second = bytes;
     return 0;
 }
 
-static int set_operations_per_second(struct export_config *config, const char *value,
+static int set_operations_per_second(struct export_config *config, const struct setting *setting,
                                      struct errtext *err)
 {
     uint64_t number = 0;
-    const char *digit = value;
-    for (; *digit >= '0' && *digit <= '9' && number <= UINT32_MAX; digit++) {
+    const char *digit = setting->value;
+    for (; *digit >= '0' && *digit <= '9' && number <= LIMIT_RATE_OPERATIONS; digit++) {
         number = number * 10 + (uint64_t)(*digit - '0');
     }
-    if (digit == value || *digit != '\0' || number > UINT32_MAX) {
-        return refuse("operations-per-second", value, "a number below 2^32; 0: no limit", err);
+    if (digit == setting->value || *digit != '\0' || number > LIMIT_RATE_OPERATIONS) {
+        return refuse(setting, "a number from 1 to 10000000, or 0: as the server has it", err);
     }
     config->operations_per_second = number;
     return 0;
 }
 
-int export_config_set(struct export_config *config, const char *field, const char *value,
-                      struct errtext *err)
+int export_config_set(struct export_config *config, const char *field, const char *called,
+                      const char *value, struct errtext *err)
 {
     static const struct {
         const char *name;
-        int (*set)(struct export_config *config, const char *value, struct errtext *err);
+        int (*set)(struct export_config *config, const struct setting *setting,
+                   struct errtext *err);
     } fields[] = {
         {"name", set_name},
         {"image", set_image},
@@ -228,9 +239,10 @@ int export_config_set(struct export_config *config, const char *field, const cha
         {"bytes-per-second", set_bytes_per_second},
         {"operations-per-second", set_operations_per_second},
     };
+    const struct setting setting = {called, value};
     for (unsigned i = 0; i < ARRAY_LEN(fields); i++) {
         if (strcmp(field, fields[i].name) == 0) {
-            return fields[i].set(config, value, err);
+            return fields[i].set(config, &setting, err);
         }
     }
     return err_set(err, EINVAL, "an export has no '%s'", field);

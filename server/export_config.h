@@ -26,11 +26,11 @@ struct export_config {
     enum trim_policy trim;
     bool tls_only;
     struct access access;
-    uint64_t bytes_per_second; /* 0: no limit */
+    uint64_t bytes_per_second; /* 0: as the server has it; the same for the next */
     uint64_t operations_per_second;
 };
 
-/* All of these may be told -ENOMEM by what they call; export_config_free() is always right then. */
+/* These may be told -ENOMEM by what they call; export_config_free() is always right then. */
 int export_config_init(struct export_config *config);
 void export_config_free(struct export_config *config);
 /* *to is overwritten. */
@@ -40,10 +40,10 @@ bool export_config_equal(const struct export_config *a, const struct export_conf
 /*
  * Sets what `field` names: name, image, description, read-only, discard, cache, tls, allow,
  * tls-allow, bytes-per-second, operations-per-second. allow and tls-allow add a rule. 0, or
- * -errno with a message that begins with the field.
+ * -errno with a message that begins with what the field is called where it was written.
  */
-int export_config_set(struct export_config *config, const char *field, const char *value,
-                      struct errtext *err);
+int export_config_set(struct export_config *config, const char *field, const char *called,
+                      const char *value, struct errtext *err);
 
 struct export_configs {
     struct export_config *list;

@@ -31,7 +31,7 @@ static int run_command(const struct config *config)
 {
     switch (config->command) {
     case COMMAND_SERVE:
-        return serve(config->image, &config->serve);
+        return serve(&config->serve);
     case COMMAND_CREATE:
         return cmd_create(config);
     case COMMAND_CHECK:
@@ -57,6 +57,7 @@ int main(int argc, char **argv)
     }
     if (options_parse(&config, argc, argv, &err) < 0) {
         log_error("%s", err.text);
+        options_free(&config);
         return EXIT_FAILURE;
     }
     log_set_level(config.log_level);
@@ -65,6 +66,7 @@ int main(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN);
     int exit_status = run_command(&config);
+    options_free(&config);
     log_tell_suppressed();
     /* What was printed is in a buffer: a full disk shows only now. */
     if (fflush(stdout) == EOF || ferror(stdout)) {

@@ -26,6 +26,11 @@ struct option_group {
     const struct option_spec *options;
     unsigned count;
     const char *footer; /* lines of the help below the options, or NULL */
+    /*
+     * Takes each operand, in its place between the options; of one group of a command. NULL: they
+     * are left in config->operands.
+     */
+    int (*take_operand)(struct config *config, char *value, struct errtext *err);
     /* Called when all options have been taken; NULL: nothing to do. 0, or -EINVAL with err. */
     int (*finish)(struct config *config, struct errtext *err);
 };
@@ -48,5 +53,7 @@ bool option_parse_number(const char *text, uint32_t most, uint32_t *number);
 
 /* The defaults. */
 void serve_limits_init(struct serve_limits *limits);
+
+void export_options_free(struct export_options *options);
 
 #endif

@@ -16,7 +16,9 @@
 #include "base/limits.h"
 
 /* getopt's value for the option in row `row` of a command's groups taken together. */
-#define ROW_VALUE_BASE   256
+#define ROW_VALUE_BASE 256
+/* getopt's value for an operand in its place. */
+#define OPERAND_VALUE    1
 #define OPTIONS_MAX      96U
 #define GROUPS_MAX       8U
 #define HELP_TEXT_COLUMN 30
@@ -69,14 +71,14 @@ static const struct option_group common_options = {
 struct command_syntax {
     const char *word;
     enum command command;
-    int most_operands;                             /* IMAGE included */
+    int most_operands;                             /* IMAGE included; of those that are left */
     const struct option_group *groups[GROUPS_MAX]; /* NULL behind the last; all but the common */
 };
 
 static const struct command_syntax syntaxes[] = {
     {"serve",
      COMMAND_SERVE,
-     1,
+     0,
      {&listen_options, &service_options, &limits_options, &tls_options, &export_options}},
     {"create", COMMAND_CREATE, 2, {&create_options_group}},
     {"check", COMMAND_CHECK, 1, {&check_options_group}},
@@ -88,7 +90,9 @@ struct option_table {
     unsigned count;
     const struct option_spec *rows[OPTIONS_MAX];
     struct option long_options[OPTIONS_MAX + 1];
-    char letters[2 * OPTIONS_MAX + 2];
+    char letters[2 * OPTIONS_MAX + 3];
+    /* Operands go here in their place between the options; NULL: they are left to the end. */
+    int (*take_operand)(struct config *config, char *value, struct errtext *err);
 };
 
 /* ---- Help ---- */
@@ -126,12 +130,12 @@ static void print_group(FILE *out, const struct option_group *group)
 
 void options_print_help(FILE *out)
 {
-    fputs("Usage: qcowd [serve] [OPTIONS] IMAGE\n"
+    fputs("Usage: qcowd [serve] [OPTIONS] IMAGE...\n"
           "       qcowd create [-o OPTION=VALUE,...] [-b BACKING -F FORMAT] IMAGE SIZE\n"
           "       qcowd check [--repair leaks|all] IMAGE\n"
           "       qcowd info [--json] IMAGE\n"
           "\n"
-          "Serves a qcow2 image over NBD, in the foreground, until SIGTERM.\n"
+          "Serves qcow2 images over NBD, in the foreground, until SIGTERM.\n"
           "\n",
           out);
     for (unsigned i = 0; i < ARRAY_LEN(syntaxes); i++) {
@@ -205,7 +209,12 @@ static void add_group(struct option_table *table, const struct option_group *gro
 static void make_table(struct option_table *table, const struct command_syntax *syntax)
 {
     memset(table, 0, sizeof(*table));
-    table->letters[0] = ':'; /* a missing value is told from an unknown option */
+    for (const struct option_group *const *group = syntax->groups; *group; group++) {
+        table->take_operand = (*group)->take_operand ? (*group)->take_operand : table->take_operand;
+    }
+    /* An operand in its place is getopt's option 1; a missing value is told from an unknown option.
+     */
+    strcpy(table->letters, table->take_operand ? "-:" : ":");
     for (const struct option_group *const *group = syntax->groups; *group; group++) {
         add_group(table, *group);
     }
@@ -265,8 +274,15 @@ static int parse_options(struct config *config, const struct command_syntax *syn
                            show(&shown, argv[optind - 1]));
         }
         const struct option_spec *option = find_row(&table, value);
-        assert(option);
-        int result = option->take(config, optarg, err);
+        assert(option || (value == OPERAND_VALUE && table.take_operand));
+        int result =
+            option ? option->take(config, optarg, err) : table.take_operand(config, optarg, err);
+        if (result < 0) {
+            return result;
+        }
+    }
+    while (table.take_operand && !only_tells(config) && optind < argc) { /* behind "--" */
+        int result = table.take_operand(config, argv[optind++], err);
         if (result < 0) {
             return result;
         }
@@ -278,6 +294,9 @@ static int take_operands(struct config *config, const struct command_syntax *syn
                          struct errtext *err)
 {
     struct shown shown;
+    if (syntax->most_operands == 0) {
+        return 0; /* they were taken in their places */
+    }
     if (config->operand_count < 1 || *config->operands[0] == '\0') {
         return err_set(err, EINVAL, "%s: no image named: see qcowd --help", syntax->word);
     }
@@ -303,12 +322,15 @@ static void set_defaults(struct config *config)
     memset(config, 0, sizeof(*config));
     config->log_level = LOG_LEVEL_WARNING;
     config->serve.port = DEFAULT_NBD_PORT;
-    config->serve.export_name = "";
-    config->serve.trim = TRIM_UNMAP;
     config->serve.shutdown_timeout_ms = LIMIT_SHUTDOWN_GRACE_MS;
     serve_limits_init(&config->serve.limits);
     config->repair = CHECK_ONLY;
     create_options_init(&config->create.options);
+}
+
+void options_free(struct config *config)
+{
+    export_options_free(&config->serve.exported);
 }
 
 int options_parse(struct config *config, int argc, char **argv, struct errtext *err)

@@ -13,6 +13,7 @@
 
 #include "base/errtext.h"
 #include "base/log.h"
+#include "export_config.h"
 #include "io/tls.h"
 #include "proto/nbd.h"
 #include "qcow2/check.h"
@@ -55,6 +56,14 @@ struct serve_limits {
     uint64_t operations_per_second;
 };
 
+/* The exports of the command line, owned; the rest is for the time of parsing. */
+struct export_options {
+    struct export_configs exports;
+    bool given;                /* the next two are made */
+    struct export_config next; /* what the options were for if another IMAGE comes */
+    struct export_config only; /* and if none does */
+};
+
 struct serve_config {
     const char *unix_path; /* NULL: no Unix socket asked for */
     bool tcp;
@@ -68,11 +77,9 @@ struct serve_config {
     bool tls_mode_given;
     struct tls_config tls;
     const char *tls_allowed[TLS_ALLOWED_MAX]; /* what tls.allowed points at, once parsed */
-    const char *export_name;
-    bool read_only;
-    bool direct;
-    enum trim_policy trim;
-    const char *log_writes; /* NULL: writes are not logged */
+    struct export_options exported;
+    const char *config_file; /* NULL: none */
+    const char *log_writes;  /* NULL: writes are not logged; of the only export */
     struct serve_limits limits;
     uint32_t shutdown_timeout_ms; /* clients that do not let go are cut after this long */
     struct service_config service;
@@ -83,7 +90,8 @@ struct create_config {
     bool size_given; /* else the backing file's size */
 };
 
-/* Strings point into argv. Only the chosen command's part means anything. */
+/* Strings point into argv, but for those of exports. Only the chosen command's part means anything.
+ */
 struct config {
     enum command command;
     enum log_level log_level;
@@ -103,6 +111,12 @@ struct config {
  * -EINVAL with one line in err that names the argument and what is allowed.
  */
 int options_parse(struct config *config, int argc, char **argv, struct errtext *err);
+
+/* Ends what options_parse() began, however that ended. */
+void options_free(struct config *config);
+
+/* What the server can do for its exports. */
+struct export_surroundings serve_surroundings(const struct serve_config *serve);
 
 /* The text of --help. */
 void options_print_help(FILE *out);

@@ -35,13 +35,14 @@
 #include "sched/sync.h"
 #include "stdio_stream.h"
 #include "supervisor.h"
+#include "wanted.h"
 
 /* What we open beside connections and images: ring, signals, listeners, standard descriptors. */
 #define OTHER_DESCRIPTORS 64U
 
 struct server {
-    const char *image_path;
     const struct serve_config *config;
+    struct export_configs wanted; /* what is in force */
     struct loops loops;
     sigset_t original_mask;
 
@@ -57,6 +58,8 @@ struct server {
 
     unsigned stop_signals;
     bool reload_asked;
+    bool reloading;
+    struct group reloads;
     bool stdio_done;
     bool draining;
     struct wait_queue changed; /* stop_signals, stdio_done, captive */
@@ -202,8 +205,9 @@ static int open_listeners(struct server *server, struct errtext *err)
                                 unix_path, file, err);
     }
     if (result == 0) {
-        result = address_describe(&server->address, &server->endpoints,
-                                  config->tls_mode == NBD_TLS_REQUIRE, config->export_name, err);
+        result =
+            address_describe(&server->address, &server->endpoints,
+                             config->tls_mode == NBD_TLS_REQUIRE, server->wanted.list[0].name, err);
     }
     if (result == 0) {
         result = supervisor_write_pid(&server->supervisor, err);
@@ -219,10 +223,19 @@ struct status {
     char text[400];
 };
 
-static const char *serving_status(const struct server *server, struct status *status)
+/* Serving or serving, as the sentence begins. */
+static const char *serving_status(const struct server *server, const char *serving,
+                                  struct status *status)
 {
-    snprintf(status->text, sizeof(status->text), "Serving %s as %s", server->image_path,
-             server->config->stdio ? "standard input and output" : server->address.uri);
+    const struct export_configs *wanted = &server->wanted;
+    const char *where = server->config->stdio ? "standard input and output" : server->address.uri;
+    if (wanted->count == 1) {
+        snprintf(status->text, sizeof(status->text), "%s %s as %s", serving, wanted->list[0].image,
+                 where);
+    } else {
+        snprintf(status->text, sizeof(status->text), "%s %u exports, the first as %s", serving,
+                 wanted->count, where);
+    }
     return status->text;
 }
 
@@ -230,8 +243,19 @@ static const char *serving_status(const struct server *server, struct status *st
 static int tell_ready(struct server *server, struct errtext *err)
 {
     struct status status;
-    return supervisor_ready(&server->supervisor, &server->endpoints, &server->config->export_name,
-                            1, serving_status(server, &status), err);
+    const struct export_configs *wanted = &server->wanted;
+    const char **names = calloc(wanted->count, sizeof(*names));
+    if (!names) {
+        return err_set(err, ENOMEM, "out of memory");
+    }
+    for (unsigned i = 0; i < wanted->count; i++) {
+        names[i] = wanted->list[i].name;
+    }
+    log_info("%s", serving_status(server, "serving", &status));
+    int result = supervisor_ready(&server->supervisor, &server->endpoints, names, wanted->count,
+                                  serving_status(server, "Serving", &status), err);
+    free(names);
+    return result;
 }
 
 static void note_stdio_done(void *arg)
@@ -252,7 +276,6 @@ static int co_serve_stdio(struct server *server, struct errtext *err)
     if (result < 0) {
         return err_set(err, -result, "cannot serve stdin and stdout: %s", strerror(-result));
     }
-    log_info("serving %s on stdin and stdout", server->image_path);
     return 0;
 }
 
@@ -263,7 +286,7 @@ static int start_captive(struct server *server, struct errtext *err)
         .unix_socket = server->address.unix_path,
         .port = server->address.port,
         .old_uri = server->address.old_uri,
-        .export_name = server->config->export_name,
+        .export_name = server->wanted.list[0].name,
     };
     return captive_start(&server->captive, server->config->run, &address, &server->original_mask,
                          err);
@@ -276,7 +299,7 @@ static int co_start_tls(struct nbd_service *service, struct stream *plain, struc
     return co_tls_accept(server->tls, main_world(server), plain, secure, err);
 }
 
-static int init_service(struct server *server, struct errtext *err)
+static void init_service(struct server *server)
 {
     struct nbd_service *service = &main_loop(server)->service;
     const struct serve_limits *limits = &server->config->limits;
@@ -288,10 +311,6 @@ static int init_service(struct server *server, struct errtext *err)
     }
     listeners_init(&server->listeners, main_loop(server)->runtime.loop, service,
                    limits->connections, limits->connections_per_address);
-    if (nbd_service_offer_array(service, server->exports.exports, server->exports.count) < 0) {
-        return err_set(err, ENOMEM, "out of memory");
-    }
-    return 0;
 }
 
 /* Everything between the open image and waiting for the end. */
@@ -299,16 +318,12 @@ static int co_start_serving(struct server *server, struct errtext *err)
 {
     if (server->config->stdio) {
         int served = co_serve_stdio(server, err);
-        if (served == 0) {
-            served = supervisor_write_pid(&server->supervisor, err);
-        }
         return served < 0 ? served : tell_ready(server, err);
     }
     int result = open_listeners(server, err);
     if (result < 0) {
         return result;
     }
-    log_info("serving %s as %s", server->image_path, server->address.uri);
 #ifdef QCOWD_BREAK_CONTROL
     result = break_control_start(main_loop(server)->runtime.loop, err);
     if (result < 0) {
@@ -344,6 +359,7 @@ static void co_stop_serving(struct server *server)
     uint64_t grace_ns = server->config->shutdown_timeout_ms * 1000000ULL;
     uint64_t deadline_ns = world_now_ns(main_world(server)) + grace_ns;
     notify_stopping(&server->supervisor.notify, grace_ns);
+    export_table_stop(&server->exports);
     co_listeners_stop(&server->listeners);
     captive_kill(&server->captive, SIGTERM);
     server->draining = true;
@@ -358,10 +374,6 @@ static void co_stop_serving(struct server *server)
 static void co_reload_credentials(struct server *server)
 {
     struct errtext err = {.text = ""};
-    if (!server->tls) {
-        log_info("SIGHUP: nothing to reload, going on");
-        return;
-    }
     int result = co_tls_reload(server->tls, main_world(server), &err);
     if (result < 0) {
         log_error("SIGHUP: %s: the TLS credentials stay as they were", err.text);
@@ -370,13 +382,71 @@ static void co_reload_credentials(struct server *server)
     }
 }
 
-static void co_reload(struct server *server)
+static void say_changes(const struct export_changes *changes)
 {
+    if (changes->lost > 0) {
+        log_error("SIGHUP: %u export(s) are gone: their images could not be opened again",
+                  changes->lost);
+    }
+    log_info("SIGHUP: %u export(s) added, %u changed, %u removed; %u client(s) sent away",
+             changes->added, changes->changed, changes->removed, changes->dismissed);
+}
+
+static void co_reload_exports(struct server *server)
+{
+    struct export_configs wanted;
+    struct export_changes changes;
+    struct errtext err = {.text = ""};
+    int result = co_wanted_read(server->config, main_world(server), &wanted, &err);
+    if (result == 0) {
+        result = co_export_table_apply(&server->exports, &wanted, &changes, &err);
+    }
+    if (result < 0) {
+        if (!server->exports.stopping) {
+            log_error("SIGHUP: %s: the exports stay as they were", err.text);
+        }
+        export_configs_free(&wanted);
+        return;
+    }
+    export_configs_free(&server->wanted);
+    server->wanted = wanted;
+    say_changes(&changes);
+}
+
+/* Beside the life of the server, which may end meanwhile. */
+static void co_reload(void *arg)
+{
+    struct server *server = arg;
     struct status status;
-    server->reload_asked = false;
     notify_reloading(&server->supervisor.notify);
-    co_reload_credentials(server);
-    notify_ready(&server->supervisor.notify, serving_status(server, &status));
+    if (server->tls) {
+        co_reload_credentials(server);
+    }
+    if (server->config->config_file) {
+        co_reload_exports(server);
+    }
+    if (!server->tls && !server->config->config_file) {
+        log_info("SIGHUP: nothing to reload, going on");
+    }
+    if (!server->exports.stopping) {
+        notify_ready(&server->supervisor.notify, serving_status(server, "Serving", &status));
+    }
+    server->reloading = false;
+    group_leave(&server->reloads);
+    wait_queue_wake_all(&server->changed);
+}
+
+/* One after the other: a signal that comes meanwhile is for the next. */
+static void start_reload(struct server *server)
+{
+    server->reload_asked = false;
+    server->reloading = true;
+    group_enter(&server->reloads);
+    if (coro_spawn(co_reload, server, "reload") < 0) {
+        server->reloading = false;
+        group_leave(&server->reloads);
+        log_error("SIGHUP: out of memory: all stays as it was");
+    }
 }
 
 static void co_server_life(void *arg)
@@ -384,22 +454,21 @@ static void co_server_life(void *arg)
     struct server *server = arg;
     struct errtext err = {.text = ""};
     notify_start(&server->supervisor.notify, main_loop(server)->runtime.loop);
-    int result = co_export_table_open(&server->exports, main_world(server), server->image_path,
-                                      server->config, &err);
+    struct export_changes changes;
+    init_service(server);
+    export_table_init(&server->exports, &server->loops, server->config);
+    int result = co_export_table_apply(&server->exports, &server->wanted, &changes, &err);
     if (result < 0) {
         log_error("%s", err.text);
         return;
     }
-    result = init_service(server, &err);
-    if (result == 0) {
-        result = co_start_serving(server, &err);
-    }
+    result = co_start_serving(server, &err);
     if (result < 0) {
         log_error("%s", err.text);
     }
     while (result == 0 && !should_stop(server)) {
-        if (server->reload_asked) {
-            co_reload(server);
+        if (server->reload_asked && !server->reloading) {
+            start_reload(server);
         } else {
             co_wait(&server->changed);
         }
@@ -409,7 +478,7 @@ static void co_server_life(void *arg)
 #endif
     co_stop_serving(server);
     co_group_wait(&server->markers);
-    nbd_service_offer(&main_loop(server)->service, NULL);
+    co_group_wait(&server->reloads);
     int closed = co_export_table_close(&server->exports);
     if (result == 0 && closed == 0) {
         server->exit_status = server->config->run ? server->captive.exit_status : EXIT_SUCCESS;
@@ -436,7 +505,7 @@ static int load_tls(struct server *server, struct errtext *err)
     return tls_create(&server->tls, &config->tls, err);
 }
 
-int serve(const char *image, const struct serve_config *config)
+int serve(const struct serve_config *config)
 {
     struct errtext err;
     struct server *server = calloc(1, sizeof(*server));
@@ -445,18 +514,20 @@ int serve(const char *image, const struct serve_config *config)
         log_error("out of memory");
         return exit_status;
     }
-    server->image_path = image;
     server->config = config;
     server->exit_status = EXIT_FAILURE;
     wait_queue_init(&server->changed);
     group_init(&server->cutters);
     group_init(&server->markers);
+    group_init(&server->reloads);
     raise_descriptor_limit(config->limits.connections);
-    if (supervisor_begin(&server->supervisor, config, &err) < 0 || load_tls(server, &err) < 0 ||
+    if (supervisor_begin(&server->supervisor, config, &err) < 0 ||
+        wanted_read(config, &server->wanted, &err) < 0 || load_tls(server, &err) < 0 ||
         loops_start(&server->loops, 1, config->limits.bytes_in_flight, &err) < 0) {
         log_error("%s", err.text);
         supervisor_end(&server->supervisor);
         tls_free(server->tls);
+        export_configs_free(&server->wanted);
         free(server);
         return exit_status;
     }
@@ -472,6 +543,7 @@ int serve(const char *image, const struct serve_config *config)
     supervisor_end(&server->supervisor);
     loops_end(&server->loops);
     tls_free(server->tls);
+    export_configs_free(&server->wanted);
     free(server);
     return exit_status;
 }

@@ -7,6 +7,6 @@
 /*
  * `qcowd serve`: the server's whole life. Returns the exit status, after logging what went wrong.
  */
-int serve(const char *image, const struct serve_config *config);
+int serve(const struct serve_config *config);
 
 #endif

@@ -21,6 +21,7 @@ static struct line line;
 /* Words are parted by '|', so that values may hold spaces and be empty. */
 static int parse(const char *words)
 {
+    options_free(&line.config);
     memset(&line, 0, sizeof(line));
     ck_assert_uint_lt(strlen(words) + 8, sizeof(line.text));
     strcpy(line.text, "qcowd");
@@ -54,19 +55,27 @@ static void expect_refused(const char *words, const char *mentioned)
     ck_assert_ptr_null(strchr(line.err.text, '\n'));
 }
 
+static const struct export_config *only(void)
+{
+    ck_assert_uint_eq(line.config.serve.exported.exports.count, 1);
+    return &line.config.serve.exported.exports.list[0];
+}
+
 START_TEST(test_serve_defaults)
 {
     expect_ok("disk.qcow2");
     ck_assert_int_eq((int)line.config.command, (int)COMMAND_SERVE);
-    ck_assert_str_eq(line.config.image, "disk.qcow2");
+    ck_assert_uint_eq(line.config.serve.exported.exports.count, 1);
+    ck_assert_str_eq(only()->image, "disk.qcow2");
     ck_assert(line.config.serve.tcp);
     ck_assert_uint_eq(line.config.serve.port, 10809);
     ck_assert_ptr_null(line.config.serve.bind);
     ck_assert_ptr_null(line.config.serve.unix_path);
-    ck_assert_str_eq(line.config.serve.export_name, "");
-    ck_assert(!line.config.serve.read_only);
-    ck_assert(!line.config.serve.direct);
-    ck_assert_int_eq((int)line.config.serve.trim, (int)TRIM_UNMAP);
+    ck_assert_str_eq(only()->name, "");
+    ck_assert(!only()->read_only);
+    ck_assert(!only()->direct);
+    ck_assert_int_eq((int)only()->trim, (int)TRIM_UNMAP);
+    ck_assert_ptr_null(line.config.serve.config_file);
     ck_assert_uint_eq(line.config.serve.shutdown_timeout_ms, 10000);
     ck_assert_ptr_null(line.config.serve.log_writes);
     ck_assert_int_eq((int)line.config.log_level, (int)LOG_LEVEL_WARNING);
@@ -82,14 +91,14 @@ START_TEST(test_serve_all_options)
     ck_assert(serve->tcp);
     ck_assert_uint_eq(serve->port, 0);
     ck_assert_str_eq(serve->bind, "::1");
-    ck_assert_str_eq(serve->export_name, "vm one");
+    ck_assert_str_eq(only()->name, "vm one");
     ck_assert_str_eq(serve->run, "ls");
-    ck_assert(serve->read_only);
-    ck_assert(serve->direct);
+    ck_assert(only()->read_only);
+    ck_assert(only()->direct);
     ck_assert_uint_eq(serve->shutdown_timeout_ms, 3600 * 1000);
-    ck_assert_int_eq((int)serve->trim, (int)TRIM_IGNORE);
+    ck_assert_int_eq((int)only()->trim, (int)TRIM_IGNORE);
     ck_assert_int_eq((int)line.config.log_level, (int)LOG_LEVEL_INFO);
-    ck_assert_str_eq(line.config.image, "disk");
+    ck_assert_str_eq(only()->image, "disk");
     expect_ok("--log-writes|log|disk"); /* not with -r */
     ck_assert_str_eq(line.config.serve.log_writes, "log");
 }
@@ -223,11 +232,11 @@ END_TEST
 START_TEST(test_options_may_follow_the_image)
 {
     expect_ok("disk|--unix=s.sock|-vv");
-    ck_assert_str_eq(line.config.image, "disk");
+    ck_assert_str_eq(only()->image, "disk");
     ck_assert_str_eq(line.config.serve.unix_path, "s.sock");
     ck_assert_int_eq((int)line.config.log_level, (int)LOG_LEVEL_DEBUG);
     expect_ok("-q|--|-disk");
-    ck_assert_str_eq(line.config.image, "-disk");
+    ck_assert_str_eq(only()->image, "-disk");
     ck_assert_int_eq((int)line.config.log_level, (int)LOG_LEVEL_ERROR);
 }
 END_TEST
@@ -251,7 +260,6 @@ START_TEST(test_serve_refusals)
     expect_refused("", "no image named");
     expect_refused("serve", "no image named");
     expect_refused("-r|", "no image named");
-    expect_refused("a|b", "'b'");
     expect_refused("-U", "'-U' needs a value");
     expect_refused("disk|--port", "'--port' needs a value");
     expect_refused("-U||disk", "--unix");
@@ -290,6 +298,60 @@ START_TEST(test_port)
     }
     expect_ok("-p|65535|d");
     ck_assert_uint_eq(line.config.serve.port, 65535);
+}
+END_TEST
+
+START_TEST(test_several_exports)
+{
+    const struct export_configs *exports = &line.config.serve.exported.exports;
+    expect_ok("-e|one|-r|a|-e|two|--description|second|--cache|none|b|-v|-e|three|--allow|unix|"
+              "--allow|10.0.0.0/8|c|-U|s");
+    ck_assert_uint_eq(exports->count, 3);
+    ck_assert_str_eq(exports->list[0].name, "one");
+    ck_assert_str_eq(exports->list[0].image, "a");
+    ck_assert(exports->list[0].read_only && !exports->list[0].direct);
+    ck_assert_str_eq(exports->list[1].name, "two");
+    ck_assert_str_eq(exports->list[1].image, "b");
+    ck_assert_str_eq(exports->list[1].description, "second");
+    ck_assert(!exports->list[1].read_only && exports->list[1].direct);
+    ck_assert_uint_eq(exports->list[1].access.origin_count, 0);
+    ck_assert_uint_eq(exports->list[2].access.origin_count, 2);
+    ck_assert_str_eq(line.config.serve.unix_path, "s");
+    /* With one, before and behind it; with two, what was behind the first is the second's. */
+    expect_ok("-e|one|a|-r|--cache=none");
+    ck_assert(only()->read_only && only()->direct);
+    ck_assert_str_eq(only()->name, "one");
+    expect_ok("-e|one|a|-r|-e|two|b");
+    ck_assert(!exports->list[0].read_only && exports->list[1].read_only);
+    expect_ok("a|-e|two|--|-b");
+    ck_assert_str_eq(exports->list[1].image, "-b");
+    ck_assert_str_eq(exports->list[0].name, "");
+
+    expect_refused("a|b", "names must differ");
+    expect_refused("-e|x|a|-e|x|b", "the name 'x'");
+    expect_refused("-e|x|a|-e|y|b|-r", "behind the last of 2 images");
+    expect_refused("-e|x|a|-e|\xff|b", "UTF-8");
+    expect_refused("--allow|nobody-such|a", "must be unix");
+    expect_refused("--export-tls|require|a", "needs a server with --tls-certificates");
+    expect_refused("--export-tls|yes|a", "--export-tls 'yes'");
+    expect_refused("--export-tls-allow|psk:alice|a", "tls-allow needs");
+    expect_refused("--log-writes|log|-e|x|a|b", "one IMAGE");
+    expect_ok("--tls-psk|keys|--tls|on|--export-tls|require|--export-tls-allow|psk:alice|a");
+    ck_assert(only()->tls_only);
+    ck_assert_uint_eq(only()->access.identity_count, 1);
+}
+END_TEST
+
+START_TEST(test_config_file)
+{
+    expect_ok("-c|exports.conf");
+    ck_assert_str_eq(line.config.serve.config_file, "exports.conf");
+    ck_assert_uint_eq(line.config.serve.exported.exports.count, 0);
+    expect_ok("--config=exports.conf|-e|one|a");
+    ck_assert_str_eq(only()->name, "one");
+    expect_refused("--config||a", "--config");
+    expect_refused("-c|exports.conf|-r", "no IMAGE");
+    expect_refused("-c|exports.conf|--log-writes|log|a", "--log-writes");
 }
 END_TEST
 
@@ -400,7 +462,7 @@ START_TEST(test_a_command_word_after_the_first_is_an_image)
 {
     expect_ok("serve|check");
     ck_assert_int_eq((int)line.config.command, (int)COMMAND_SERVE);
-    ck_assert_str_eq(line.config.image, "check");
+    ck_assert_str_eq(only()->image, "check");
     expect_ok("./create");
     ck_assert_int_eq((int)line.config.command, (int)COMMAND_SERVE);
 }
@@ -470,6 +532,8 @@ int main(void)
     tcase_add_test(tests, test_serve_refusals);
     tcase_add_test(tests, test_port);
     tcase_add_test(tests, test_export_name);
+    tcase_add_test(tests, test_several_exports);
+    tcase_add_test(tests, test_config_file);
     tcase_add_test(tests, test_foreign_bytes_do_not_reach_the_message);
     tcase_add_test(tests, test_help_and_version);
     tcase_add_test(tests, test_create);

@@ -191,7 +191,7 @@ static void co_drain(void *arg)
     if (talk->manners->drain_one) {
         nbd_service_offer(&talk->service, NULL);
         co_nbd_dismiss(&talk->service, talk->first_export, GRACE_NS);
-        co_nbd_wait_unused(&talk->service, talk->first_export);
+        co_nbd_wait_unused(&talk->service, talk->first_export, UINT64_MAX);
     } else {
         co_nbd_drain(&talk->service, GRACE_NS);
     }

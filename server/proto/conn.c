@@ -528,9 +528,19 @@ unsigned co_nbd_dismiss_unadmitted(struct nbd_service *service, struct nbd_expor
     return count;
 }
 
-void co_nbd_wait_unused(struct nbd_service *service, struct nbd_export *export)
+bool co_nbd_wait_unused(struct nbd_service *service, struct nbd_export *export,
+                        uint64_t deadline_ns)
 {
     while (nbd_export_is_used(export)) {
-        co_wait(&service->gone);
+        uint64_t now_ns = world_now_ns(service->world);
+        if (deadline_ns == UINT64_MAX) {
+            co_wait(&service->gone);
+        } else if (now_ns >= deadline_ns) {
+            return false;
+        } else {
+            int result = co_wait_timeout(service->world, &service->gone, deadline_ns - now_ns);
+            (void)result; /* the condition is looked at again, either way */
+        }
     }
+    return true;
 }

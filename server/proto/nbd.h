@@ -171,8 +171,12 @@ void co_nbd_drain(struct nbd_service *service, uint64_t grace_ns);
  * come to. Does not wait for them, but may suspend.
  */
 void co_nbd_dismiss(struct nbd_service *service, struct nbd_export *export, uint64_t grace_ns);
-/* Suspends until no connection has chosen it any more. */
-void co_nbd_wait_unused(struct nbd_service *service, struct nbd_export *export);
+/*
+ * Suspends until no connection has chosen it any more: true. Or until deadline_ns: false.
+ * UINT64_MAX: no deadline.
+ */
+bool co_nbd_wait_unused(struct nbd_service *service, struct nbd_export *export,
+                        uint64_t deadline_ns);
 
 /*
  * The rules of an export have changed: connections that have chosen it and may not use it any more

@@ -175,8 +175,7 @@ static void co_drain_export(void *arg)
 {
     struct export_drain *drain = arg;
     co_nbd_dismiss(&rig->service, drain->export, drain->grace_ns);
-    co_nbd_wait_unused(&rig->service, drain->export);
-    drain->done = true;
+    drain->done = co_nbd_wait_unused(&rig->service, drain->export, UINT64_MAX);
 }
 
 static void start_export_drain(struct export_drain *drain)
