@@ -74,6 +74,7 @@ void notify_open(struct notify *notify)
     const char *where = getenv("NOTIFY_SOCKET");
     memset(notify, 0, sizeof(*notify));
     notify->fd = where && *where ? connect_manager(where) : -1;
+    notify->patience_every_ns = PATIENCE_EVERY_NS;
     notify->watchdog_ns = watchdog_interval(getenv("WATCHDOG_USEC"), getenv("WATCHDOG_PID"));
     unsetenv("NOTIFY_SOCKET");
     unsetenv("WATCHDOG_USEC");
@@ -111,7 +112,7 @@ static void ask_for_time(struct world_timer *timer)
     uint64_t now_ns = loop_now_ns(notify->loop);
     if (now_ns < notify->patience_end_ns) {
         tell(notify, "EXTEND_TIMEOUT_USEC=%llu", PATIENCE_US);
-        loop_timer_start(notify->loop, timer, now_ns + PATIENCE_EVERY_NS);
+        loop_timer_start(notify->loop, timer, now_ns + notify->patience_every_ns);
     }
 }
 
@@ -124,7 +125,7 @@ void notify_start(struct notify *notify, struct loop *loop)
         return;
     }
     notify->patience_end_ns = UINT64_MAX;
-    loop_timer_start(loop, &notify->patience, loop_now_ns(loop) + PATIENCE_EVERY_NS);
+    loop_timer_start(loop, &notify->patience, loop_now_ns(loop) + notify->patience_every_ns);
     if (notify->watchdog_ns > 0) {
         feed_watchdog(&notify->watchdog);
     }
@@ -160,7 +161,7 @@ void notify_stopping(struct notify *notify, uint64_t grace_ns)
          "writing everything to the disk",
          PATIENCE_US);
     notify->patience_end_ns = now_ns + grace_ns + STOPPING_MOST_NS;
-    loop_timer_start(notify->loop, &notify->patience, now_ns + PATIENCE_EVERY_NS);
+    loop_timer_start(notify->loop, &notify->patience, now_ns + notify->patience_every_ns);
 }
 
 void notify_close(struct notify *notify)

@@ -19,8 +19,9 @@
 struct notify {
     int fd; /* connected; -1: there is nobody to tell */
     struct loop *loop;
-    uint64_t watchdog_ns;     /* how often the watchdog is fed; 0: there is none */
-    uint64_t patience_end_ns; /* more time is asked for until then; 0: not now */
+    uint64_t watchdog_ns;       /* how often the watchdog is fed; 0: there is none */
+    uint64_t patience_every_ns; /* how often more time is asked for */
+    uint64_t patience_end_ns;   /* more time is asked for until then; 0: not now */
     struct world_timer watchdog;
     struct world_timer patience;
 };

@@ -318,6 +318,9 @@ static int co_start_serving(struct server *server, struct errtext *err)
 {
     if (server->config->stdio) {
         int served = co_serve_stdio(server, err);
+        if (served == 0) {
+            served = supervisor_write_pid(&server->supervisor, err);
+        }
         return served < 0 ? served : tell_ready(server, err);
     }
     int result = open_listeners(server, err);

@@ -66,6 +66,53 @@ static void co_life(void *arg)
     world_real_free(world);
 }
 
+/* Messages that ask for time, until now. */
+static unsigned pleas_heard(void)
+{
+    unsigned pleas = 0;
+    for (const char *text = heard(); *text; text = heard()) {
+        ck_assert_str_eq(text, "EXTEND_TIMEOUT_USEC=60000000");
+        pleas++;
+    }
+    return pleas;
+}
+
+static void co_slow_life(void *arg)
+{
+    struct notify notify;
+    struct world *world = world_real_create(test_loop);
+    (void)arg;
+
+    notify_open(&notify);
+    notify.patience_every_ns = 10 * MS_NS;
+    notify_start(&notify, test_loop);
+    co_sleep_ns(world, 100 * MS_NS);
+    ck_assert_uint_ge(pleas_heard(), 2);
+    notify_ready(&notify, "Serving");
+    ck_assert_int_eq(strncmp(heard(), "READY=1", 7), 0);
+    co_sleep_ns(world, 50 * MS_NS);
+    ck_assert_uint_eq(pleas_heard(), 0);
+    notify_stopping(&notify, 0);
+    ck_assert_int_eq(strncmp(heard(), "STOPPING=1", 10), 0);
+    co_sleep_ns(world, 100 * MS_NS);
+    ck_assert_uint_ge(pleas_heard(), 2);
+    /* Not for ever. */
+    notify.patience_end_ns = 1;
+    co_sleep_ns(world, 30 * MS_NS);
+    pleas_heard();
+    co_sleep_ns(world, 50 * MS_NS);
+    ck_assert_uint_eq(pleas_heard(), 0);
+    notify_close(&notify);
+    world_real_free(world);
+}
+
+START_TEST(time_is_asked_for_where_it_is_needed)
+{
+    make_manager(test_path("notify"), false);
+    test_run(co_slow_life, NULL);
+}
+END_TEST
+
 START_TEST(a_life_is_told)
 {
     make_manager(test_path("notify"), false);
@@ -154,6 +201,7 @@ int main(void)
     TCase *tcase = tcase_create("notify");
     tcase_add_checked_fixture(tcase, make_dir, test_dir_remove);
     tcase_add_test(tcase, a_life_is_told);
+    tcase_add_test(tcase, time_is_asked_for_where_it_is_needed);
     tcase_add_test(tcase, an_abstract_socket_is_one_too);
     tcase_add_test(tcase, a_deaf_manager_is_not_waited_for);
     tcase_add_test(tcase, without_a_manager_nothing_happens);
