@@ -155,7 +155,7 @@ void image_rig_put(struct world *world, const struct test_image *image)
 static uint64_t place_start(const struct test_image *image, unsigned place)
 {
     uint64_t cluster_bytes = image->geo.cluster_bytes;
-    uint64_t clusters = image->len_bytes / cluster_bytes;
+    uint64_t clusters = MAX_OF(image->len_bytes / cluster_bytes, 2U);
 
     switch (place) {
     case 0:

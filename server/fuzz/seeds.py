@@ -213,7 +213,41 @@ def image_seeds():
         yield f"{name}-repaired", bytes((1, 16, 5)) + records + asked
 
 
+def extension(kind, data, claim=None):
+    """Kinds: end, backing format, bitmaps, feature names, crypto, data file, two unknown ones."""
+    lie = b"" if claim is None else struct.pack(">H", claim)
+    return bytes((0x40, kind | (0x80 if lie else 0), len(data))) + lie + data
+
+
+def snapshot(how, ident, name, between=b"", lies=b""):
+    return bytes((0x80, how)) + between + bytes((len(ident),)) + ident + \
+        bytes((len(name),)) + name + lies
+
+
+def snapshots_seeds():
+    good = snapshot(8, b"1", b"once") + snapshot(12, b"2", b"and again") + snapshot(1, b"", b"")
+    for usage in (0, 1, 2, 4, 8, 16, 3, 6):
+        yield f"good-{usage}", bytes((usage, 1)) + good
+    yield "odd-texts", bytes((0, 1)) + snapshot(9, b"\n\x1b[2J", b"\xff\xfe\0hidden")
+    yield "lying-lengths", bytes((0, 1)) + good + \
+        snapshot(0x18, b"3", b"long", b"", struct.pack(">HHH", 60000, 60000, 1000))
+    yield "l1-elsewhere", bytes((0, 1)) + snapshot(10, b"4", b"x", bytes((3, 1)))
+    yield "l1-far", bytes((0, 1)) + snapshot(11, b"5", b"x", struct.pack(">QH", 1 << 40, 3))
+    names = struct.pack(">BB46s", 0, 40, b"time travel\x07") + struct.pack(">BB46s", 1, 0, b"lazy")
+    yield "feature-names", bytes((0, 1)) + damage(0, 9, 1 << 40) + extension(3, names)
+    yield "extensions", bytes((4, 1)) + extension(1, b"raw") + extension(6, b"?" * 33) + \
+        extension(5, b"data") + extension(0, b"")
+    yield "lying-extension", bytes((0, 1)) + extension(6, b"abc", 4095) + extension(1, b"raw")
+    entry = struct.pack(">QIIBBHI", 0, 0, 0, 1, 16, 4, 0) + b"days" + bytes(4)
+    directory = 13 * 4096  # behind nine clusters of the image and four of the snapshot table
+    yield "bitmaps", bytes((0, 1)) + damage(0, 11, 1) + \
+        extension(2, struct.pack(">IIQQ", 1, 0, 32, directory)) + bytes((0xc0, len(entry))) + entry
+    yield "luks", bytes((0, 1)) + damage(0, 4, (2 << 32) | 1) + \
+        extension(4, struct.pack(">QQ", directory, 512))
+
+
 SEEDS = {
+    "snapshots": snapshots_seeds,
     "connection": connection_seeds,
     "image": image_seeds,
     "request": request_seeds,
