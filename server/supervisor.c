@@ -74,8 +74,8 @@ int supervisor_begin(struct supervisor *supervisor, const struct serve_config *c
     supervisor->config = config;
     supervisor->pid_file_fd = -1;
     supervisor->parent = getppid();
-    notify_open(&supervisor->notify);
     int result = activation_take(&supervisor->activation, err);
+    notify_open(&supervisor->notify);
     if (result == 0) {
         result = supervisor_watch_parent(supervisor, err);
     }
