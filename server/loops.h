@@ -12,12 +12,13 @@
 #include <pthread.h>
 #include <semaphore.h>
 
+#include "options.h"
 #include "proto/nbd.h"
 #include "runtime.h"
 #include "sched/mailbox.h"
 #include "sched/sync.h"
 
-#define LOOPS_MAX 64U
+#define LOOPS_MAX THREADS_MAX
 
 struct loops;
 

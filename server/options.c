@@ -322,6 +322,7 @@ static void set_defaults(struct config *config)
     memset(config, 0, sizeof(*config));
     config->log_level = LOG_LEVEL_WARNING;
     config->serve.port = DEFAULT_NBD_PORT;
+    config->serve.threads = 1;
     config->serve.shutdown_timeout_ms = LIMIT_SHUTDOWN_GRACE_MS;
     serve_limits_init(&config->serve.limits);
     config->repair = CHECK_ONLY;

@@ -23,6 +23,8 @@
 #define DEFAULT_NBD_PORT 10809
 /* Names that --tls-allow may list. */
 #define TLS_ALLOWED_MAX 64U
+/* Loops that --threads may ask for; the message that refuses more names it, too. */
+#define THREADS_MAX 64U
 
 enum command {
     COMMAND_SERVE,
@@ -81,6 +83,7 @@ struct serve_config {
     const char *config_file; /* NULL: none */
     const char *log_writes;  /* NULL: writes are not logged; of the only export */
     struct serve_limits limits;
+    uint32_t threads;             /* loops, over which exports are spread */
     uint32_t shutdown_timeout_ms; /* clients that do not let go are cut after this long */
     struct service_config service;
 };

@@ -73,6 +73,16 @@ static int take_shutdown_timeout(struct config *config, char *value, struct errt
     return 0;
 }
 
+static int take_threads(struct config *config, char *value, struct errtext *err)
+{
+    uint32_t threads = 0;
+    if (!option_parse_number(value, THREADS_MAX, &threads) || threads == 0) {
+        return option_refuse_value("--threads", value, "a number from 1 to 64", err);
+    }
+    config->serve.threads = threads;
+    return 0;
+}
+
 static int finish_listen(struct config *config, struct errtext *err)
 {
     struct serve_config *serve = &config->serve;
@@ -108,6 +118,8 @@ static const struct option_spec options[] = {
      "serve while COMMAND runs, exit with its status;\n"
      "it finds $uri, $unixsocket, $port, $nbd and $exportname",
      take_run},
+    {"threads", '\0', "N", "spread the exports over N threads (1); each lives on one",
+     take_threads},
     {"shutdown-timeout", '\0', "N", "when stopping, cut clients that hold on after N seconds (10)",
      take_shutdown_timeout},
 };

@@ -526,7 +526,7 @@ int serve(const struct serve_config *config)
     raise_descriptor_limit(config->limits.connections);
     if (supervisor_begin(&server->supervisor, config, &err) < 0 ||
         wanted_read(config, &server->wanted, &err) < 0 || load_tls(server, &err) < 0 ||
-        loops_start(&server->loops, 1, config->limits.bytes_in_flight, &err) < 0) {
+        loops_start(&server->loops, config->threads, config->limits.bytes_in_flight, &err) < 0) {
         log_error("%s", err.text);
         supervisor_end(&server->supervisor);
         tls_free(server->tls);

@@ -77,6 +77,7 @@ START_TEST(test_serve_defaults)
     ck_assert_int_eq((int)only()->trim, (int)TRIM_UNMAP);
     ck_assert_ptr_null(line.config.serve.config_file);
     ck_assert_uint_eq(line.config.serve.shutdown_timeout_ms, 10000);
+    ck_assert_uint_eq(line.config.serve.threads, 1);
     ck_assert_ptr_null(line.config.serve.log_writes);
     ck_assert_int_eq((int)line.config.log_level, (int)LOG_LEVEL_WARNING);
 }
