@@ -551,20 +551,25 @@ static int co_open_backing(struct qcow2 *top, struct qcow2 *above, struct errtex
                        "run 'qemu-img rebase -u -b BACKING -F FORMAT %s' once",
                        above->path, above->path);
     }
+    bool is_qcow2 = strcmp(format, "qcow2") == 0;
+    if (!is_qcow2 && strcmp(format, "raw") != 0) {
+        char shown[64];
+        return err_set(err, ENOTSUP, "%s: backing file format is '%s': allowed are qcow2 and raw",
+                       above->path, err_sanitise(shown, sizeof(shown), format, strlen(format)));
+    }
     int ret = backing_path_resolve(above->path, above->header.backing_name, &path, err);
     if (ret < 0) {
         return ret;
     }
-    if (strcmp(format, "qcow2") == 0) {
+    if (is_qcow2) {
         ret = co_open_backing_qcow2(top, above, path, err);
-    } else if (strcmp(format, "raw") == 0) {
-        ret = co_raw_open(top->world, path, true, above->options.direct, &above->backing_raw, err);
     } else {
-        char shown[64];
-        ret = err_set(err, ENOTSUP, "%s: backing file format is '%s': allowed are qcow2 and raw",
-                      above->path, err_sanitise(shown, sizeof(shown), format, strlen(format)));
+        ret = co_raw_open(top->world, path, true, above->options.direct, &above->backing_raw, err);
     }
     free(path);
+    if (ret < 0) { /* the file that is missing or damaged is not the one that somebody asked for */
+        err_prefix(err, "the backing file of %s", above->path);
+    }
     return ret;
 }
 

@@ -237,8 +237,20 @@ static void co_refusals(struct rig *rig)
     }
 }
 
+/* What cannot be opened is told beside what was asked for. */
+static void co_absent(struct rig *rig)
+{
+    struct errtext err = {""};
+    co_make(rig, "middle", CLUSTER, "absent", "raw");
+    co_make(rig, RIG_IMAGE, CLUSTER, "middle", "qcow2");
+    int ret = co_rig_try_open(rig, &err);
+    ck_assert_int_eq(ret, -ENOENT);
+    ck_assert_str_eq(err.text, "the backing file of middle: absent: no such file");
+}
+
 START_TEST(backing_format_is_not_guessed)
 {
+    run(co_absent);
     run(co_refusals);
 }
 END_TEST
