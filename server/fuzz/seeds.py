@@ -246,7 +246,45 @@ def snapshots_seeds():
         extension(4, struct.pack(">QQ", directory, 512))
 
 
+def text_lines(what, *lines):
+    """What: 0 a command line, 1 settings of an export, 2 options of an image, 3 backing, 4 URI."""
+    return bytes((what,)) + "\n".join(lines).encode()
+
+
+def options_seeds():
+    yield "serve", text_lines(0, "qcowd", "-U", "/run/x", "-e", "disk", "-r", "a.qcow2")
+    yield "serve-limits", text_lines(
+        0, "qcowd", "--max-bytes=1G", "--max-connections", "7", "--idle-timeout=5",
+        "--max-bytes-per-second=1M", "--port=0", "--bind", "::1", "--tls=off", "a")
+    yield "serve-tls", text_lines(0, "qcowd", "--tls=require", "--tls-psk", "keys", "--tls-allow",
+                                  "psk:alice", "--discard=ignore", "--cache", "none", "-v", "a")
+    yield "serve-exports", text_lines(0, "qcowd", "-e", "a", "a.qcow2", "-e", "b", "--allow",
+                                      "10.0.0.0/8", "--export-tls=on", "b.qcow2")
+    yield "serve-run", text_lines(0, "qcowd", "serve", "--run", "true", "--socket-mode=660", "a")
+    yield "create", text_lines(0, "qcowd", "create", "-o", "compat=1.1,cluster_size=4k",
+                               "-b", "base", "-F", "raw", "new.qcow2", "10G")
+    yield "check", text_lines(0, "qcowd", "check", "--repair=all", "--", "-image")
+    yield "info", text_lines(0, "qcowd", "info", "--json", "image")
+    yield "help", text_lines(0, "qcowd", "--help")
+    yield "export", text_lines(
+        1, "name=vm1", "image=/disks/vm1", "description=a disk", "read-only=true", "tls=require",
+        "discard=ignore", "cache=none", "allow=user:0", "allow=fd00::/8", "allow=192.168.0.1",
+        "allow=unix", "allow=vsock:3", "tls-allow=dn:CN=vm1,O=Example", "bytes-per-second=1M",
+        "operations-per-second=100")
+    yield "image", text_lines(2, "size=1G", "compat=1.1", "cluster_size=64k", "refcount_bits=16")
+    yield "image-old", text_lines(2, "size=10M", "compat=0.10", "cluster_size=4096")
+    yield "image-extended", text_lines(2, "size=100M", "extended_l2=on", "lazy_refcounts=on",
+                                       "compression_type=zstd", "backing_file=b", "backing_fmt=raw")
+    yield "image-odd", text_lines(2, "size=1.5G", "refcount_bits=1")
+    for number, (image, name) in enumerate((
+            ("a/b", "c"), ("a/b", "/c"), ("b", "file:c"), ("b", "nbd://x"), ("b", "json:{}"),
+            ("a/b", "./c:d"), ("b", ""))):
+        yield f"backing-{number}", text_lines(3, image, name)
+    yield "uri", text_lines(4, "/run/a b.sock", "disk?/%41 ä")
+
+
 SEEDS = {
+    "options": options_seeds,
     "snapshots": snapshots_seeds,
     "connection": connection_seeds,
     "image": image_seeds,
