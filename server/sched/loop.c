@@ -26,6 +26,7 @@
 #include "base/log.h"
 #include "sched/co.h"
 #include "sched/ring_restrict.h"
+#include "sched/spin.h"
 #include "sched/workers.h"
 
 #define SQ_ENTRIES 256U
@@ -54,6 +55,8 @@ struct loop {
     unsigned pending; /* operations of loop_sqe() that have not completed */
     struct list hooks;
     struct timer_heap timers;
+
+    struct spin spin;
 
     int signal_fd; /* -1: none are watched */
     void (*signal_fn)(void *arg, int signal_number);
@@ -502,11 +505,65 @@ static bool may_wait(const struct loop *loop)
            !loop->signal_op.completed && !loop->worker_op.completed;
 }
 
+static void relax_processor(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("yield");
+#endif
+}
+
+/* Whether there are completions to reap, or kernel work that will post some. No system call. */
+static bool completions_at_hand(struct loop *loop)
+{
+    return io_uring_cq_ready(&loop->ring) > 0 ||
+           (IO_URING_READ_ONCE(*loop->ring.sq.kflags) & IORING_SQ_TASKRUN);
+}
+
+/* Looks for completions instead of sleeping. */
+static bool spin(struct loop *loop)
+{
+    uint64_t began_ns = loop_now_ns(loop);
+    uint64_t took_ns;
+    bool found = false;
+    do {
+        for (int i = 0; i < 4 && !found; i++) {
+            relax_processor();
+            found = completions_at_hand(loop);
+        }
+        took_ns = loop_now_ns(loop) - began_ns;
+    } while (!found && took_ns < SPIN_NS);
+    spin_ended(&loop->spin, took_ns);
+    return found;
+}
+
+/* Submits and looks for completions, where that has been worth while. Whether it has reaped some.
+ */
+static bool submit_and_spin(struct loop *loop)
+{
+    if (!spin_wanted(&loop->spin)) {
+        return false;
+    }
+    if (io_uring_sq_ready(&loop->ring) > 0) {
+        check_enter(io_uring_submit(&loop->ring));
+    }
+    bool found = spin(loop);
+    if (found) {
+        submit_and_reap(loop);
+    }
+    return found;
+}
+
 /* Submits and waits for one completion or the earliest timer. */
 static void submit_and_wait(struct loop *loop)
 {
     struct __kernel_timespec timeout;
     struct __kernel_timespec *timeout_or_forever = NULL;
+
+    if (submit_and_spin(loop)) {
+        return;
+    }
     if (!timer_heap_empty(&loop->timers)) {
         uint64_t deadline_ns = timer_heap_earliest(&loop->timers);
         uint64_t now_ns = loop_now_ns(loop);
