@@ -64,3 +64,10 @@ int account_resolve(struct account *account, const char *option, const char *tex
     free(user);
     return result;
 }
+
+void account_prepare(void)
+{
+    /* No such names: so all sources of names are asked. */
+    (void)getpwnam(":");
+    (void)getgrnam(":");
+}

@@ -19,4 +19,7 @@ struct account {
 int account_resolve(struct account *account, const char *option, const char *text,
                     struct errtext *err);
 
+/* Loads what looks names up, for a process that will not be able to load code later. */
+void account_prepare(void);
+
 #endif

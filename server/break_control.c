@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "attack.h"
 #include "io/net.h"
 #include "io/stream.h"
 #include "sched/break_point.h"
@@ -24,9 +25,27 @@ static struct {
     struct group running;
 } control;
 
+#define LINE_BYTES 1024
+
+static const char *co_attack_line(const char *line)
+{
+    static char answer[64];
+    char what[32], argument[LINE_BYTES];
+
+    int fields = sscanf(line, "attack %31s %1023s", what, argument);
+    if (fields < 1) {
+        return "error: not 'attack WHAT [ARGUMENT]'\n";
+    }
+    co_attack(control.loop, what, fields == 2 ? argument : "", answer, sizeof(answer));
+    return answer;
+}
+
 /* Carries out one line and says what came of it. */
 static const char *co_obey(const char *line)
 {
+    if (strncmp(line, "attack ", 7) == 0) {
+        return co_attack_line(line);
+    }
     char verb[16], name[32];
     unsigned count = 1;
     enum break_point point;
@@ -52,7 +71,7 @@ static const char *co_obey(const char *line)
 
 static void co_serve_client(struct stream *client)
 {
-    char line[80];
+    char line[LINE_BYTES];
     size_t used = 0;
 
     while (used < sizeof(line) - 1) {

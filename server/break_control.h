@@ -7,6 +7,7 @@
  *   arm NAME COUNT       the next COUNT requests stop there       -> ok
  *   wait NAME COUNT      until so many stand there                -> ok
  *   release NAME         let all go on                            -> ok
+ *   attack WHAT [ARG]    do what an intruder would (attack.h)     -> ok, or refused: ERROR
  * Anything else gets "error: ...".
  */
 #ifndef QCOWD_BREAK_CONTROL_H

@@ -99,6 +99,7 @@ static int start_thread(struct service_loop *loop, unsigned number, struct errte
     wait_queue_init(&loop->ending);
     sem_init(&loop->started, 0, 0);
     sigfillset(&all);
+    sigdelset(&all, SIGSYS); /* comes of a refused system call, to the thread that made it */
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int error = pthread_create(&loop->thread, NULL, thread_main, loop);
     pthread_sigmask(SIG_SETMASK, &before, NULL);

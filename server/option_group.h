@@ -40,6 +40,7 @@ extern const struct option_group service_options;
 extern const struct option_group limits_options;
 extern const struct option_group tls_options;
 extern const struct option_group export_options;
+extern const struct option_group sandbox_options;
 extern const struct option_group create_options_group;
 extern const struct option_group check_options_group;
 extern const struct option_group info_options_group;

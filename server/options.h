@@ -19,6 +19,7 @@
 #include "qcow2/check.h"
 #include "qcow2/create.h"
 #include "qcow2/qcow2.h"
+#include "sandbox.h"
 
 #define DEFAULT_NBD_PORT 10809
 /* Names that --tls-allow may list. */
@@ -83,7 +84,8 @@ struct serve_config {
     const char *config_file; /* NULL: none */
     const char *log_writes;  /* NULL: writes are not logged; of the only export */
     struct serve_limits limits;
-    uint32_t threads;             /* loops, over which exports are spread */
+    uint32_t threads; /* loops, over which exports are spread */
+    struct sandbox_config sandbox;
     uint32_t shutdown_timeout_ms; /* clients that do not let go are cut after this long */
     struct service_config service;
 };

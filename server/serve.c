@@ -24,6 +24,7 @@
 #include "base/log.h"
 #include "break_control.h"
 #include "captive.h"
+#include "confine.h"
 #include "endpoints.h"
 #include "export.h"
 #include "filter/logged.h"
@@ -53,6 +54,7 @@ struct server {
     struct endpoints endpoints;
     struct address address;
     struct captive captive;
+    struct confinement confinement;
     char *temporary_directory;
     char *temporary_socket;
 
@@ -212,9 +214,6 @@ static int open_listeners(struct server *server, struct errtext *err)
     if (result == 0) {
         result = supervisor_write_pid(&server->supervisor, err);
     }
-    if (result == 0 && listeners_start(&server->listeners) < 0) {
-        result = err_set(err, ENOMEM, "out of memory");
-    }
     return result;
 }
 
@@ -265,20 +264,6 @@ static void note_stdio_done(void *arg)
     wait_queue_wake_all(&server->changed);
 }
 
-static int co_serve_stdio(struct server *server, struct errtext *err)
-{
-    struct stream *stream;
-    int result = stdio_take(main_loop(server)->runtime.loop, &stream, err);
-    if (result < 0) {
-        return result;
-    }
-    result = co_listeners_serve(&server->listeners, stream, note_stdio_done, server);
-    if (result < 0) {
-        return err_set(err, -result, "cannot serve stdin and stdout: %s", strerror(-result));
-    }
-    return 0;
-}
-
 static int start_captive(struct server *server, struct errtext *err)
 {
     struct captive_address address = {
@@ -313,14 +298,52 @@ static void init_service(struct server *server)
                    limits->connections, limits->connections_per_address);
 }
 
+/* The way in is open, but nobody is let in before the server has given up what it need not have. */
+static int co_confine(struct server *server, struct errtext *err)
+{
+    const struct confinement_leavings leavings = {
+        .socket = server->listeners.socket_path,
+        .directory = server->temporary_directory,
+        .pid_file = server->config->service.pid_file,
+    };
+    int result = confinement_become_user(&server->confinement, &leavings, err);
+    if (result == 0 && server->config->run) {
+        result = start_captive(server, err);
+    }
+    if (result < 0) {
+        return result;
+    }
+    return co_confinement_enter(&server->confinement, &server->loops, &leavings,
+                                server->captive.pid, err);
+}
+
+static int co_serve_stdio(struct server *server, struct errtext *err)
+{
+    struct stream *stream;
+    int result = stdio_take(main_loop(server)->runtime.loop, &stream, err);
+    if (result < 0) {
+        return result;
+    }
+    result = supervisor_write_pid(&server->supervisor, err);
+    if (result == 0) {
+        result = co_confine(server, err);
+    }
+    if (result < 0) {
+        stream->ops->co_close(stream);
+        return result;
+    }
+    result = co_listeners_serve(&server->listeners, stream, note_stdio_done, server);
+    if (result < 0) {
+        return err_set(err, -result, "cannot serve stdin and stdout: %s", strerror(-result));
+    }
+    return 0;
+}
+
 /* Everything between the open image and waiting for the end. */
 static int co_start_serving(struct server *server, struct errtext *err)
 {
     if (server->config->stdio) {
         int served = co_serve_stdio(server, err);
-        if (served == 0) {
-            served = supervisor_write_pid(&server->supervisor, err);
-        }
         return served < 0 ? served : tell_ready(server, err);
     }
     int result = open_listeners(server, err);
@@ -333,10 +356,14 @@ static int co_start_serving(struct server *server, struct errtext *err)
         return result;
     }
 #endif
-    if (server->config->run) {
-        result = start_captive(server, err);
+    result = co_confine(server, err);
+    if (result < 0) {
+        return result;
     }
-    return result < 0 ? result : tell_ready(server, err);
+    if (listeners_start(&server->listeners) < 0) {
+        return err_set(err, ENOMEM, "out of memory");
+    }
+    return tell_ready(server, err);
 }
 
 /* The command of --run may use what is left of the grace time, then ends whether it wants or not.
@@ -526,8 +553,10 @@ int serve(const struct serve_config *config)
     raise_descriptor_limit(config->limits.connections);
     if (supervisor_begin(&server->supervisor, config, &err) < 0 ||
         wanted_read(config, &server->wanted, &err) < 0 || load_tls(server, &err) < 0 ||
+        confinement_begin(&server->confinement, config, &server->wanted, &err) < 0 ||
         loops_start(&server->loops, config->threads, config->limits.bytes_in_flight, &err) < 0) {
         log_error("%s", err.text);
+        confinement_end(&server->confinement);
         supervisor_end(&server->supervisor);
         tls_free(server->tls);
         export_configs_free(&server->wanted);
@@ -545,6 +574,7 @@ int serve(const struct serve_config *config)
     free_addresses(server);
     supervisor_end(&server->supervisor);
     loops_end(&server->loops);
+    confinement_end(&server->confinement);
     tls_free(server->tls);
     export_configs_free(&server->wanted);
     free(server);

@@ -9,6 +9,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -86,6 +87,16 @@ static int start_threads(struct worker_pool *pool, unsigned wanted)
     return -error;
 }
 
+/* Those that we may run on. sysconf() would have to open files, which a sandbox may forbid. */
+static unsigned threads_wanted(void)
+{
+    cpu_set_t processors;
+    if (sched_getaffinity(0, sizeof(processors), &processors) < 0) {
+        return THREADS_MOST; /* more than the set has room for */
+    }
+    return (unsigned)MIN_OF(MAX_OF(CPU_COUNT(&processors), THREADS_LEAST), THREADS_MOST);
+}
+
 static void end_threads(struct worker_pool *pool)
 {
     pthread_mutex_lock(&pool->lock);
@@ -101,7 +112,6 @@ static void end_threads(struct worker_pool *pool)
 
 int worker_pool_create(struct worker_pool **out)
 {
-    long processors = sysconf(_SC_NPROCESSORS_ONLN);
     struct worker_pool *pool = calloc(1, sizeof(*pool));
     if (!pool) {
         return -ENOMEM;
@@ -116,8 +126,7 @@ int worker_pool_create(struct worker_pool **out)
     }
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->work_or_stop, NULL);
-    int ret =
-        start_threads(pool, (unsigned)MIN_OF(MAX_OF(processors, THREADS_LEAST), THREADS_MOST));
+    int ret = start_threads(pool, threads_wanted());
     if (pool->thread_count == 0) {
         worker_pool_free(pool);
         return ret;
