@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "base/log.h"
+#include "io/buffers.h"
 #include "io/world_real.h"
 #include "sched/co.h"
 
@@ -27,6 +28,7 @@ void runtime_end(struct runtime *runtime)
     world_real_free(runtime->world);
     loop_free(runtime->loop);
     coro_pool_drain();
+    buffer_pool_drain();
 }
 
 struct job {
