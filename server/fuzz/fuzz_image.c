@@ -28,6 +28,8 @@ enum usage {
     USE_REPAIR_LEAKS = 1U << 3,
     USE_REPAIR_ALL = 1U << 4,
     USE_SMALL_CACHE = 1U << 5,
+    USE_FAULTS = 1U << 6, /* the disk fails now and then, once the image is open */
+    USE_BELOW = 1U << 7,  /* it is the backing file of the image that is used */
 };
 
 /* A request's first byte; bit 7 tells it from a damage. */
@@ -298,12 +300,20 @@ static void co_close(struct job *job)
     struct errtext err = {""};
     int rc = job->image->ops->co_close(job->image, &err);
     fuzz_demand_line("a message", err.text);
-    demand(rc == 0, "closing: %d: %s", rc, err.text);
+    demand(rc == 0 || job->usage & USE_FAULTS, "closing: %d: %s", rc, err.text);
+    demand(rc == 0 || err.text[0], "closing: %d, and no word", rc);
     job->image = NULL;
 }
 
 static void co_use(struct job *job)
 {
+    static const struct sim_faults faults = {
+        .read_eio_ppm = 20000,
+        .write_eio_ppm = 5000,
+        .flush_eio_ppm = 5000,
+        .enospc_ppm = 50000,
+        .punch_unsupported_ppm = 100000,
+    };
     struct qcow2_open_options options = {
         .read_only = job->usage & USE_READ_ONLY,
         .trim = job->usage & USE_KEEP_SPACE ? TRIM_IGNORE : TRIM_UNMAP,
@@ -314,6 +324,9 @@ static void co_use(struct job *job)
     job->image = co_image_rig_open(job->world, &options);
     if (!job->image) {
         return;
+    }
+    if (job->usage & USE_FAULTS) {
+        sim_set_faults(job->world, &faults);
     }
     job->window_bytes = MIN_OF(job->image->size_bytes, WINDOW_BYTES);
     memset(job->known, 0, job->window_bytes);
@@ -375,11 +388,15 @@ static void co_job(void *arg)
     if (job->usage & (USE_REPAIR_LEAKS | USE_REPAIR_ALL)) {
         before = co_repair(job);
     }
-    job->sound = is_clean(&before) && before.may_write;
-    demand(job->sound || !job->untouched, "the image is not sound to begin with");
+    job->sound = is_clean(&before) && before.may_write && !(job->usage & (USE_FAULTS | USE_BELOW));
+    demand(job->sound || !job->untouched || job->usage & (USE_FAULTS | USE_BELOW),
+           "the image is not sound to begin with");
     co_use(job);
     if (job->sound) {
         co_look_again(job, &before);
+    }
+    if (job->usage & USE_BELOW) {
+        image_rig_demand_unchanged(job->world, &job->damaged);
     }
 }
 
@@ -424,7 +441,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     assert(job);
     fuzz_judge_log();
     prepare(job, &feed);
-    image_rig_put(job->world, &job->damaged);
+    if (job->usage & USE_BELOW) {
+        image_rig_put_below(job->world, &job->damaged);
+    } else {
+        image_rig_put(job->world, &job->damaged);
+    }
     fuzz_run(job->world, co_job, job, STEPS_MAX);
     sim_free(job->world);
     test_image_free(&job->damaged);

@@ -20,6 +20,7 @@
 
 #define BACKING_NAME  "base.raw"
 #define BACKING_BYTES 6000U
+#define BELOW_NAME    "below.qcow2"
 #define FINDINGS_MAX  1001U
 #define RAW_BYTES_MAX 65536U
 /* No input has a reason to move more than this; what does is a hang by other means. */
@@ -72,18 +73,17 @@ static void add_compressed(struct test_image *image, unsigned guest_cluster)
     test_image_put(image, test_image_l2_at(image, guest_cluster), offset | QCOW2_COMPRESSED);
 }
 
-static void add_backing(struct test_image *image)
+static void add_backing(struct test_image *image, const char *name, const char *format)
 {
-    static const char name[] = BACKING_NAME;
     uint64_t at = 256;
     uint8_t *extension = image->bytes + QCOW2_HEADER_BYTES_V3_MIN;
 
     put_be32(extension, QCOW2_EXT_BACKING_FORMAT);
-    put_be32(extension + 4, 3);
-    memcpy(extension + 8, "raw", 3);
-    memcpy(image->bytes + at, name, sizeof(name) - 1);
+    put_be32(extension + 4, (uint32_t)strlen(format));
+    memcpy(extension + 8, format, strlen(format));
+    memcpy(image->bytes + at, name, strlen(name));
     put_be64(image->bytes + 8, at);
-    put_be32(image->bytes + 16, sizeof(name) - 1);
+    put_be32(image->bytes + 16, (uint32_t)strlen(name));
 }
 
 static struct test_image build(unsigned shape)
@@ -102,7 +102,7 @@ static struct test_image build(unsigned shape)
         }
     }
     if (extras & WITH_BACKING) {
-        add_backing(&image);
+        add_backing(&image, BACKING_NAME, "raw");
     }
     if (extras & WITH_DIRTY) {
         test_image_put(&image, 72, QCOW2_INCOMPAT_DIRTY);
@@ -144,6 +144,31 @@ void image_rig_put(struct world *world, const struct test_image *image)
     demand(rc == 0, "no room for the image");
     rc = sim_file_put(world, BACKING_NAME, backing, sizeof(backing));
     demand(rc == 0, "no room for the backing file");
+}
+
+void image_rig_put_below(struct world *world, const struct test_image *image)
+{
+    static const struct test_image_options options = {3, 9, 4, false, 4};
+    struct test_image top;
+
+    test_image_build(&top, &options);
+    add_backing(&top, BELOW_NAME, "qcow2");
+    put_be64(top.bytes + 24, 64ULL << top.geo.cluster_bits); /* as large as one L2 table allows */
+    image_rig_put(world, &top);
+    test_image_free(&top);
+    int rc = sim_file_put(world, BELOW_NAME, image->bytes, image->len_bytes);
+    demand(rc == 0, "no room for the image below");
+}
+
+void image_rig_demand_unchanged(struct world *world, const struct test_image *image)
+{
+    void *now;
+    uint64_t now_len;
+
+    int rc = sim_file_get(world, BELOW_NAME, &now, &now_len);
+    demand(rc == 0 && now_len == image->len_bytes && memcmp(now, image->bytes, now_len) == 0,
+           "a backing file has changed");
+    free(now);
 }
 
 /* ---- Damaging ---- */
@@ -425,7 +450,8 @@ static void judge_refusal(struct world *world, const void *before, uint64_t befo
     uint64_t now_len;
 
     fuzz_demand_line("a message", err->text);
-    demand(strstr(err->text, FUZZ_IMAGE), "a refusal that names no image: %s", err->text);
+    demand(strstr(err->text, FUZZ_IMAGE) || strstr(err->text, BELOW_NAME),
+           "a refusal that names no image: %s", err->text);
     int rc = sim_file_get(world, FUZZ_IMAGE, &now, &now_len);
     demand(rc == 0, "the file is gone");
     bool same = now_len == before_len && memcmp(now, before, now_len) == 0;

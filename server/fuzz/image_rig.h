@@ -27,6 +27,10 @@
 struct test_image image_rig_copy(unsigned shape, struct feed *feed);
 /* Puts it, and what its backing file may be, onto the world's disk. */
 void image_rig_put(struct world *world, const struct test_image *image);
+/* The same below a valid one, which is then the image that is opened. */
+void image_rig_put_below(struct world *world, const struct test_image *image);
+/* What was put below has not changed. */
+void image_rig_demand_unchanged(struct world *world, const struct test_image *image);
 
 /* Takes one record (its first byte is `op`) and damages the image as that says. */
 void image_rig_damage(struct test_image *image, uint8_t op, struct feed *feed);

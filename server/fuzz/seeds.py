@@ -185,7 +185,7 @@ def image_seeds():
                       ask(6, 0, 99), ask(7, 0, 0), ask(5, 0, 9), ask(0, 777, 20, 0x50)))
     for shape in range(12):
         yield f"whole-{shape}", bytes((shape, 0, shape)) + asked
-    for usage in (1, 2, 4, 8, 16, 32):
+    for usage in (1, 2, 4, 8, 16, 32, 64, 128, 192):
         yield f"usage-{usage}", bytes((1, usage, 7)) + asked
     damages = {
         "dirty": damage(0, 9, 1),
@@ -211,6 +211,7 @@ def image_seeds():
     for name, records in damages.items():
         yield name, bytes((1, 0, 5)) + records + asked
         yield f"{name}-repaired", bytes((1, 16, 5)) + records + asked
+        yield f"{name}-below", bytes((1, 128, 5)) + records + asked
 
 
 def extension(kind, data, claim=None):
