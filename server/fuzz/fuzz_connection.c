@@ -22,7 +22,9 @@
 #define STEPS_MAX     2000000U
 #define REQUESTS_MAX  48U
 #define PAYLOAD_BYTES 8192U
-#define SAID_MAX      (REQUESTS_MAX * (PAYLOAD_BYTES + 32U) + 65536U)
+#define LONG_BYTES    (256U * 1024U) /* to an export in memory, which is larger */
+#define RAW_BYTES_MAX 65536U
+#define SAID_MAX      (4U << 20)
 
 /* The third byte: which headers, whether there are contexts, whether records follow. */
 enum mode_bits {
@@ -36,6 +38,7 @@ struct job {
     struct world *world;
     struct client_manners manners;
     struct test_image image;
+    bool in_memory; /* the export, instead of on a disk */
     uint8_t *said;
     size_t said_len;
     struct heard heard;
@@ -117,13 +120,19 @@ static void say_record(struct job *job, enum header_form form, unsigned number, 
         {NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_REQ_ONE},
         {NBD_CMD_CACHE, 0},
     };
-    static uint8_t payload[PAYLOAD_BYTES];
+    static uint8_t payload[LONG_BYTES];
     uint8_t kind = feed_u8(feed);
     unsigned type = kinds[kind % 8].type;
     unsigned flags = feed_u8(feed) & ((unsigned)kinds[kind % 8].flags | NBD_CMD_FLAG_FUA);
     uint64_t unit = kind & 0x80 ? 1 : 512;
+    uint64_t size = job->in_memory ? MEMORY_IMAGE_BYTES : job->image.geo.size_bytes;
+    uint64_t most = job->in_memory ? LONG_BYTES : PAYLOAD_BYTES;
     uint64_t offset = feed_u16(feed) * unit;
-    uint32_t len = (uint32_t)(feed_u16(feed) % (PAYLOAD_BYTES / unit + 1) * unit);
+    uint32_t len = (uint32_t)(feed_u16(feed) % (most / unit + 1) * unit);
+
+    if (!(kind & 0x40)) { /* inside of the export, or nearly so */
+        offset %= size;
+    }
 
     if (form == HEADERS_SIMPLE) {
         flags &= ~(unsigned)NBD_CMD_FLAG_DF;
@@ -141,38 +150,58 @@ static void say_all(struct job *job, struct feed *feed)
 {
     uint8_t mode = feed_u8(feed);
     enum header_form form = (enum header_form)((mode & MODE_FORM) % 3);
-    unsigned shape = (mode >> MODE_SHAPE_SHIFT) % IMAGE_SHAPES;
+    unsigned shape = mode >> MODE_SHAPE_SHIFT;
     size_t len;
 
-    job->image = image_rig_copy(shape, feed);
+    job->in_memory = shape >= IMAGE_SHAPES;
+    job->image = image_rig_copy(job->in_memory ? 0 : shape, feed);
     say_handshake(job, form, mode & MODE_CONTEXTS);
     if (mode & MODE_RECORDS) {
         for (unsigned i = 0; i < REQUESTS_MAX && feed_any(feed); i++) {
-            say_record(job, form, i, feed);
+            if (SAID_MAX - job->said_len > 2 * LONG_BYTES) {
+                say_record(job, form, i, feed);
+            }
         }
     } else {
-        const uint8_t *bytes = feed_bytes(feed, 65536 - 512, &len);
+        const uint8_t *bytes = feed_bytes(feed, RAW_BYTES_MAX, &len);
         say(job, bytes, len);
     }
 }
 
 /* ---- The whole ---- */
 
-static void co_job(void *arg)
+static void co_talk(struct job *job, struct image *image)
 {
-    struct job *job = arg;
+    struct nbd_export exports[] = {{.name = "", .image = image, .multi_conn = true}};
+    co_converse(job->world, exports, 1, &job->manners, job->said, job->said_len, &job->heard);
+}
+
+static void co_talk_to_disk(struct job *job)
+{
     struct qcow2_open_options options = {0};
     struct errtext err = {""};
 
     struct image *image = co_image_rig_open(job->world, &options);
     demand(image, "a valid image is refused");
-    struct nbd_export exports[] = {{.name = "", .image = image, .multi_conn = true}};
-    co_converse(job->world, exports, 1, &job->manners, job->said, job->said_len, &job->heard);
+    co_talk(job, image);
     int rc = image->ops->co_close(image, &err);
     demand(rc == 0, "closing: %d: %s", rc, err.text);
     struct judgement after = co_image_rig_check(job->world, CHECK_ONLY);
     demand(is_clean(&after) && after.result.leaks == 0, "%llu corruptions, %llu leaks",
            (unsigned long long)after.result.corruptions, (unsigned long long)after.result.leaks);
+}
+
+static void co_job(void *arg)
+{
+    static struct memory_image memory;
+    struct job *job = arg;
+
+    if (job->in_memory) {
+        memory_image_init(&memory);
+        co_talk(job, &memory.image);
+    } else {
+        co_talk_to_disk(job);
+    }
 }
 
 static void judge(const struct job *job)
@@ -182,6 +211,8 @@ static void judge(const struct job *job)
         .said_len = job->said_len,
         .heard = job->heard.bytes,
         .heard_len = job->heard.len,
+        .request_bytes = job->manners.limits.request_bytes,
+        .options_max = job->manners.limits.options,
         .undisturbed = !job->manners.lazy && !job->manners.vanishes && !job->manners.drain_ms,
     };
     struct verdict_counts counts = judge_conversation(&record);

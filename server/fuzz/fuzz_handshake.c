@@ -31,7 +31,7 @@ static bool admits_nobody(const struct nbd_export *export, const struct stream *
 static void co_job(void *arg)
 {
     struct job *job = arg;
-    struct memory_image writable, read_only;
+    static struct memory_image writable, read_only;
 
     memory_image_init(&writable);
     memory_image_init(&read_only);
@@ -69,6 +69,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
         .said_len = feed.left,
         .heard = job.heard.bytes,
         .heard_len = job.heard.len,
+        .request_bytes = job.manners.limits.request_bytes,
+        .options_max = job.manners.limits.options,
         .undisturbed = !job.manners.lazy && !job.manners.vanishes && !job.manners.drain_ms,
     };
     judge_conversation(&record);

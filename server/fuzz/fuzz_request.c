@@ -30,7 +30,7 @@ static struct request_rules take_rules(struct feed *feed)
         .meta_contexts = choice >> 2 & ((1U << META_CONTEXT_COUNT) - 1),
         .transmission_flags = feed_u16(feed),
         .size_bytes = feed_u64(feed),
-        .request_bytes = LIMIT_PAYLOAD_BYTES,
+        .request_bytes = choice & 0x80 ? 65536 : LIMIT_PAYLOAD_BYTES,
     };
 
     if (rules.form != HEADERS_EXTENDED) {
@@ -73,7 +73,7 @@ static void judge_accepted(const struct request_rules *rules, const struct nbd_r
                "outside of the export");
     }
     if (is_one_of(request, 1U << NBD_CMD_READ | 1U << NBD_CMD_WRITE)) {
-        demand(request->length <= LIMIT_PAYLOAD_BYTES, "too long a payload");
+        demand(request->length <= rules->request_bytes, "too long a payload");
     }
     if (request->type == NBD_CMD_WRITE) {
         demand(request->payload_len == request->length, "a WRITE of another length");

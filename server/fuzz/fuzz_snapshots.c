@@ -376,13 +376,13 @@ static void co_use(struct job *job)
     memset(bytes, 0xc0, sizeof(bytes));
     if (image->size_bytes > 4096 && !image->read_only) {
         int rc = image->ops->co_write(image, 100, bytes, sizeof(bytes), 0);
-        demand(rc == 0 || !job->sound, "a write fails: %d", rc);
+        demand(rc == 0 || !job->well_written, "a write fails: %d", rc);
         rc = image->ops->co_trim(image, 2048, 2048, IMAGE_FUA);
-        demand(rc == 0 || !job->sound, "a trim fails: %d", rc);
+        demand(rc == 0 || !job->well_written, "a trim fails: %d", rc);
     }
     if (image->size_bytes > 4096) {
         int rc = image->ops->co_read(image, 0, bytes, sizeof(bytes), NULL);
-        demand(rc == 0 || !job->sound, "a read fails: %d", rc);
+        demand(rc == 0 || !job->well_written, "a read fails: %d", rc);
     }
     int rc = image->ops->co_close(image, &err);
     fuzz_demand_line("a message", err.text);

@@ -44,7 +44,7 @@ static const struct {
     {{3, 9, 0, false, 12}, 0},
     {{2, 12, 4, false, 6}, 0},
     {{3, 14, 4, true, 4}, 0},
-    {{3, 9, 6, false, 6}, 0},
+    {{3, 9, 6, false, 30}, 0}, /* a little more, and it needs a second refcount block */
     {{3, 9, 4, false, 8}, WITH_SNAPSHOT},
     {{3, 12, 3, false, 6}, WITH_SNAPSHOT | WITH_COMPRESSED},
     {{3, 9, 4, false, 8}, WITH_COMPRESSED},

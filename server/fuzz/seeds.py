@@ -164,6 +164,13 @@ def connection_seeds():
         yield f"records-{form}-slow", manners(1, number) + bytes((mode | 8,)) + records
     for shape in range(12):
         yield f"records-{shape}", manners(0, shape) + bytes((1 | 4 | 8 | shape << 4,)) + records
+    long = b"".join((record(WRITE_, 0, 500), record(READ_, 3, 400), record(READ_, 0, 300, nbd.DF),
+                     record(WRITE_, 100, 300, nbd.FUA), record(STATUS_, 0, 512)))
+    for number, form in enumerate(FORMS):
+        for choice, seed in ((0, 1), (1, 2), (2, 3), (4, 4), (6, 5), (9, 6), (16, 7), (1, 0x23),
+                             (0, 0x44), (0, 0x11), (9, 0x15), (6, 0x12)):
+            yield f"long-{form}-{choice}-{seed}", \
+                manners(choice, seed) + bytes((number | 4 | 8 | 12 << 4,)) + long
     for choice in (2, 4, 6, 9, 17):
         yield f"records-manners-{choice}", manners(choice, 3) + bytes((2 | 4 | 8,)) + records * 3
 

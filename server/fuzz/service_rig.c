@@ -42,6 +42,7 @@ struct conversation {
     struct stream *far;
     struct nbd_service service;
     struct budget budget;
+    struct rate_limit rate;
     struct world_timer turn_timer;
     void (*turn_fn)(void *arg);
     void *turn_arg;
@@ -53,7 +54,22 @@ struct client_manners client_manners_of(uint8_t choice, uint8_t seed)
 {
     static const enum nbd_tls_mode tls_modes[] = {NBD_TLS_OFF, NBD_TLS_ON, NBD_TLS_REQUIRE,
                                                   NBD_TLS_OFF};
+    struct nbd_limits limits = nbd_limits_default();
+
+    if (seed & 0x20) {
+        limits.requests = 2;
+        limits.options = 4;
+    }
+    if (seed & 0x40) {
+        limits.idle_ms = 5000;
+    }
+    if (seed & 0x80) {
+        limits.request_bytes = 65536;
+        limits.connection_bytes = 65536;
+    }
     return (struct client_manners){
+        .limits = limits,
+        .rated = (seed & 0x30) == 0x10,
         .seed = seed,
         .slow = choice & 1,
         .lazy = (choice & 6) == 2,
@@ -173,6 +189,13 @@ static void start_service(struct conversation *talk, struct nbd_export *exports,
     service->tls_mode = talk->manners->tls;
     service->co_start_tls = co_start_tls_stand_in;
     service->context = talk;
+    service->limits = talk->manners->limits;
+    if (talk->manners->rated) {
+        rate_limit_init(&talk->rate, 1U << 20, 100);
+        for (unsigned i = 0; i < export_count; i++) {
+            exports[i].rate = &talk->rate;
+        }
+    }
     int rc = nbd_service_offer_array(service, exports, export_count);
     demand(rc == 0, "no memory for a list of exports");
 }
@@ -371,6 +394,7 @@ static int co_memory_read(struct image *image, uint64_t offset, void *buf, size_
                           struct read_holes *holes)
 {
     memcpy(buf, memory_at(image, offset, len), len);
+    co_yield ();
     if (holes) {
         holes->count = 0;
     }
@@ -382,6 +406,7 @@ static int co_memory_write(struct image *image, uint64_t offset, const void *buf
 {
     demand(!image->read_only, "a write to a read-only image");
     (void)flags;
+    co_yield ();
     memcpy(memory_at(image, offset, len), buf, len);
     return 0;
 }
@@ -432,13 +457,11 @@ static const struct image_ops memory_image_ops = {
 
 void memory_image_init(struct memory_image *memory)
 {
-    *memory = (struct memory_image){
-        .image =
-            {
-                .ops = &memory_image_ops,
-                .size_bytes = sizeof(memory->bytes),
-                .preferred_bytes = 4096,
-                .path = "memory",
-            },
+    memset(memory->bytes, 0, sizeof(memory->bytes));
+    memory->image = (struct image){
+        .ops = &memory_image_ops,
+        .size_bytes = sizeof(memory->bytes),
+        .preferred_bytes = 4096,
+        .path = "memory",
     };
 }

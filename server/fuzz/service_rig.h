@@ -14,15 +14,17 @@
 #include "proto/nbd.h"
 
 struct client_manners {
-    uint64_t seed;         /* how the bytes are cut and delayed */
-    bool slow;             /* delays between pieces, instead of none */
-    bool lazy;             /* does not read before it has been quiet for long */
-    bool vanishes;         /* is gone without a word as soon as everything is said */
-    bool small_budget;     /* the service has no bytes in flight to give but each one's reserve */
-    bool patient;          /* waits for the answer to STARTTLS before it goes on */
-    bool batched;          /* replies leave at the end of a turn */
-    uint32_t drain_ms;     /* the service is drained after so long; 0: not */
-    bool drain_one;        /* its first export is, and is not on offer any more */
+    uint64_t seed;     /* how the bytes are cut and delayed */
+    bool slow;         /* delays between pieces, instead of none */
+    bool lazy;         /* does not read before it has been quiet for long */
+    bool vanishes;     /* is gone without a word as soon as everything is said */
+    bool small_budget; /* the service has no bytes in flight to give but each one's reserve */
+    bool patient;      /* waits for the answer to STARTTLS before it goes on */
+    bool batched;      /* replies leave at the end of a turn */
+    uint32_t drain_ms; /* the service is drained after so long; 0: not */
+    bool drain_one;    /* its first export is, and is not on offer any more */
+    struct nbd_limits limits;
+    bool rated;            /* so many bytes and operations a second, and no more */
     enum nbd_tls_mode tls; /* the stand-in passes everything through after a word each way */
 };
 
@@ -48,10 +50,13 @@ void co_converse(struct world *world, struct nbd_export *exports, unsigned expor
 #define TLS_WORD       "T"
 #define TLS_WORD_BYTES 1U
 
-/* An export in memory that answers at once: for what is not about images. */
+/* Long enough for READs that are worked off in parts. */
+#define MEMORY_IMAGE_BYTES (272U * 1024U)
+
+/* An export in memory that answers almost at once: for what is not about images. */
 struct memory_image {
     struct image image;
-    uint8_t bytes[8192];
+    uint8_t bytes[MEMORY_IMAGE_BYTES];
 };
 void memory_image_init(struct memory_image *memory);
 

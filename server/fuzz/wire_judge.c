@@ -34,6 +34,7 @@ struct judge {
     struct feed said;
     struct feed heard;
     bool undisturbed;
+    unsigned options_max;
     bool no_zeroes;
     bool may_hang_up; /* something was pipelined behind STARTTLS, in the clear */
     bool context_ids[META_CONTEXT_COUNT + 1]; /* that were announced by the last SET_META_CONTEXT */
@@ -90,7 +91,7 @@ static bool next_option(struct judge *judge, struct option *option)
     option->may_hang_up = !option->complete || judge->may_hang_up || len > LIMIT_OPTION_BYTES ||
                           option->number == NBD_OPT_EXPORT_NAME ||
                           option->number == NBD_OPT_STARTTLS ||
-                          judge->counts.options >= LIMIT_OPTIONS_PER_HANDSHAKE;
+                          judge->counts.options >= judge->options_max;
     return true;
 }
 
@@ -553,7 +554,8 @@ struct verdict_counts judge_conversation(const struct conversation_record *recor
         .said = {record->said, record->said_len},
         .heard = {record->heard, record->heard_len},
         .undisturbed = record->undisturbed,
-        .rules.request_bytes = LIMIT_PAYLOAD_BYTES,
+        .options_max = record->options_max,
+        .rules.request_bytes = record->request_bytes,
     };
 
     if (judge_handshake(&judge)) {

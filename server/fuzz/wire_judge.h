@@ -16,6 +16,8 @@ struct conversation_record {
     size_t said_len;
     const uint8_t *heard;
     size_t heard_len;
+    uint32_t request_bytes; /* the longest READ or WRITE that the service takes */
+    unsigned options_max;   /* and how many options */
     /* The client stayed, read, and the service was not drained: what was heard is whole, and all
      * that was well said has its answer; what asks for nothing wrong does not fail. */
     bool undisturbed;
