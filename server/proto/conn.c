@@ -233,10 +233,7 @@ static struct connection *connection_create(struct stream *stream)
     if (!conn) {
         return NULL;
     }
-    if (input_init(&conn->input, stream) < 0) {
-        free(conn);
-        return NULL;
-    }
+    input_init(&conn->input, stream);
     conn->stream = stream;
     conn->state = CONNECTION_GREETING;
     conn->timer.fired = on_timer;

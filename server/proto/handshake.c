@@ -45,7 +45,7 @@ struct negotiation {
     size_t payload_len;
     bool send_failed;
     size_t reply_used;
-    uint8_t replies[REPLY_BUFFER_BYTES];
+    uint8_t *replies; /* REPLY_BUFFER_BYTES while an option is at hand, else NULL */
 };
 
 /* ---- Replies ---- */
@@ -55,7 +55,7 @@ static void co_flush_replies(struct negotiation *talk)
     struct connection *conn = talk->conn;
     struct iovec iov = {talk->replies, talk->reply_used};
 
-    if (talk->reply_used == 0 || talk->send_failed) {
+    if (!talk->replies || talk->reply_used == 0 || talk->send_failed) {
         return;
     }
     talk->reply_used = 0;
@@ -64,11 +64,17 @@ static void co_flush_replies(struct negotiation *talk)
     }
 }
 
+static void drop_reply_buffer(struct negotiation *talk)
+{
+    free(talk->replies);
+    talk->replies = NULL;
+}
+
 /* Room for len more bytes in the buffer, flushing it if need be. */
 static uint8_t *co_reply_room(struct negotiation *talk, size_t len)
 {
-    assert(len <= sizeof(talk->replies));
-    if (len > sizeof(talk->replies) - talk->reply_used) {
+    assert(talk->replies && len <= REPLY_BUFFER_BYTES);
+    if (len > REPLY_BUFFER_BYTES - talk->reply_used) {
         co_flush_replies(talk);
         talk->reply_used = 0; /* also when the peer has gone */
     }
@@ -326,6 +332,7 @@ static enum next_step co_begin_tls(struct connection *conn)
     struct stream *secure;
     struct errtext err = {.text = ""};
 
+    input_shrink(&conn->input);
     conn->starting_tls = true;
     int rc = service->co_start_tls(service, conn->stream, &secure, &err);
     conn->starting_tls = false;
@@ -360,6 +367,7 @@ static enum next_step co_option_starttls(struct negotiation *talk)
     }
     co_ack(talk);
     co_flush_replies(talk);
+    drop_reply_buffer(talk); /* a client that does not begin costs none */
     return talk->send_failed ? NEXT_DISCONNECT : co_begin_tls(conn);
 }
 
@@ -567,6 +575,7 @@ static bool co_receive_option_header(struct negotiation *talk, uint32_t *len)
     struct connection *conn = talk->conn;
     struct wire_option header;
 
+    input_shrink(&conn->input);
     conn->between_options = input_buffered(&conn->input) == 0;
     int rc = co_input_need(&conn->input, 1);
     conn->between_options = false;
@@ -711,6 +720,20 @@ static enum next_step co_answer(struct negotiation *talk, uint32_t len)
     return next;
 }
 
+/* With a buffer for the replies: a client that says nothing costs none. */
+static enum next_step co_answer_buffered(struct negotiation *talk, uint32_t len)
+{
+    talk->reply_used = 0;
+    talk->replies = malloc(REPLY_BUFFER_BYTES);
+    if (!talk->replies) {
+        return NEXT_DISCONNECT;
+    }
+    enum next_step next = co_answer(talk, len);
+    co_flush_replies(talk);
+    drop_reply_buffer(talk);
+    return next;
+}
+
 bool co_handshake_greet(struct connection *conn)
 {
     struct wire_greeting greeting;
@@ -750,14 +773,10 @@ bool co_handshake_options(struct connection *conn)
     talk->no_zeroes = conn->client_flags & NBD_FLAG_NO_ZEROES;
     talk->options_seen = 0;
     talk->send_failed = false;
-    talk->reply_used = 0;
+    talk->replies = NULL;
     while (next == NEXT_OPTION && !talk->send_failed) {
-        if (!co_receive_option_header(talk, &len)) {
-            next = NEXT_DISCONNECT;
-            break;
-        }
-        next = co_answer(talk, len);
-        co_flush_replies(talk);
+        next =
+            co_receive_option_header(talk, &len) ? co_answer_buffered(talk, len) : NEXT_DISCONNECT;
     }
     bool go = next == NEXT_TRANSMISSION && !talk->send_failed;
     free(talk);

@@ -16,23 +16,24 @@
 /* So many requests in one full buffer make it worth a larger one. */
 #define REQUESTS_TO_GROW 3U
 
-int input_init(struct input *input, struct stream *stream)
+void input_init(struct input *input, struct stream *stream)
 {
-    *input = (struct input){.stream = stream, .capacity = INPUT_SMALL_BYTES};
-    input->bytes = buffer_get(input->capacity);
-    return input->bytes ? 0 : -ENOMEM;
+    *input = (struct input){.stream = stream, .capacity = INPUT_TINY_BYTES, .thrifty = true};
+    input->bytes = input->tiny;
 }
 
 void input_free(struct input *input)
 {
-    buffer_put(input->bytes, input->capacity);
+    if (input->bytes != input->tiny) {
+        buffer_put(input->bytes, input->capacity);
+    }
     input->bytes = NULL;
 }
 
 /* Moves what is buffered into a buffer of the other size; stays as it is without memory. */
 static void resize(struct input *input, size_t capacity)
 {
-    uint8_t *bytes = buffer_get(capacity);
+    uint8_t *bytes = capacity == INPUT_TINY_BYTES ? input->tiny : buffer_get(capacity);
     size_t used = input_buffered(input);
 
     assert(used <= capacity);
@@ -40,17 +41,27 @@ static void resize(struct input *input, size_t capacity)
         return;
     }
     memcpy(bytes, input_bytes(input), used);
-    buffer_put(input->bytes, input->capacity);
+    input_free(input);
     input->bytes = bytes;
     input->capacity = capacity;
     input->begin = 0;
     input->end = used;
 }
 
+void input_spend(struct input *input)
+{
+    input->thrifty = false;
+    if (input->capacity < INPUT_SMALL_BYTES) {
+        resize(input, INPUT_SMALL_BYTES);
+    }
+}
+
 void input_shrink(struct input *input)
 {
-    if (input->capacity > INPUT_SMALL_BYTES && input_buffered(input) == 0) {
-        resize(input, INPUT_SMALL_BYTES);
+    size_t least = input->thrifty ? INPUT_TINY_BYTES : INPUT_SMALL_BYTES;
+
+    if (input->capacity > least && input_buffered(input) == 0) {
+        resize(input, least);
     }
 }
 
@@ -77,7 +88,10 @@ static ssize_t co_fill(struct input *input)
     if (was_full && input->capacity == INPUT_SMALL_BYTES &&
         input->taken_since_fill >= REQUESTS_TO_GROW) {
         resize(input, INPUT_LARGE_BYTES);
-    } else if (input->begin > 0) {
+    } else if (was_full && input->capacity == INPUT_TINY_BYTES) {
+        resize(input, INPUT_SMALL_BYTES);
+    }
+    if (input->begin > 0) { /* not so where a larger buffer was to be had */
         memmove(input->bytes, input_bytes(input), input_buffered(input));
         input->end -= input->begin;
         input->begin = 0;
@@ -95,7 +109,7 @@ static ssize_t co_fill(struct input *input)
 
 int co_input_need(struct input *input, size_t len)
 {
-    assert(len <= INPUT_SMALL_BYTES);
+    assert(len <= INPUT_TINY_BYTES);
     while (input_buffered(input) < len) {
         ssize_t got = co_fill(input);
         if (got < 0) {

@@ -2,34 +2,40 @@
 /*
  * Buffered receiving: many small requests come out of one receive, large payloads go straight to
  * where they belong. The buffer is small until a client shows that it sends many requests at once,
- * and small again when it falls silent, so that an idle connection costs little.
+ * and small again when it falls silent, so that an idle connection costs little. Where a receive
+ * costs nothing to speak of, in the handshake and through TLS, which has received already, a silent
+ * client costs no buffer at all.
  */
 #ifndef QCOWD_PROTO_INPUT_H
 #define QCOWD_PROTO_INPUT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "io/stream.h"
 
+#define INPUT_TINY_BYTES  512U
 #define INPUT_SMALL_BYTES (16U * 1024U)
 #define INPUT_LARGE_BYTES (128U * 1024U)
 
 struct input {
     struct stream *stream;
-    uint8_t *bytes;
+    uint8_t *bytes; /* in `tiny`, or the pool's */
     size_t capacity;
+    bool thrifty; /* nothing but `tiny` while it is silent */
     size_t begin; /* what is received and not taken: [begin, end) */
     size_t end;
     unsigned taken_since_fill; /* headers */
+    uint8_t tiny[INPUT_TINY_BYTES];
 };
 
-/* 0 or -ENOMEM. */
-int input_init(struct input *input, struct stream *stream);
+/* Thrifty until input_spend(). */
+void input_init(struct input *input, struct stream *stream);
 void input_free(struct input *input);
 
 /*
- * Receives until len bytes (at most INPUT_SMALL_BYTES) lie at input_bytes(). 0; -ENODATA at the end
+ * Receives until len bytes (at most INPUT_TINY_BYTES) lie at input_bytes(). 0; -ENODATA at the end
  * of the stream with nothing buffered, -ECONNRESET with too little; or the stream's error.
  */
 int co_input_need(struct input *input, size_t len);
@@ -54,7 +60,10 @@ void input_set_stream(struct input *input, struct stream *stream);
 /* Takes a header of len buffered bytes. */
 void input_take(struct input *input, size_t len);
 
-/* Back to the small buffer; only when nothing is buffered does it do anything. */
+/* From here on a receive is worth a buffer. */
+void input_spend(struct input *input);
+
+/* Back to the small buffer, or none; only when nothing is buffered does it do anything. */
 void input_shrink(struct input *input);
 
 #endif

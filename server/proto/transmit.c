@@ -904,6 +904,9 @@ static bool co_transmit_one(struct connection *conn)
 
 void co_transmit(struct connection *conn)
 {
+    if (!conn->secure) {
+        input_spend(&conn->input);
+    }
     transmit_leave_if_drained(conn);
     while (!conn->aborted && co_transmit_one(conn)) {
     }
