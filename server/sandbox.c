@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/check.h"
@@ -261,9 +262,7 @@ int sandbox_seal(struct sandbox *sandbox, struct errtext *err)
         .report = sandbox->report_refusals,
     };
     sandbox->sealed = true;
-    if (sandbox->off) {
-        return 0;
-    }
+    tzset(); /* syslog() writes local times: their file is read now, as it cannot be later */
     if (!sandbox->has_filter) {
         return 0;
     }
