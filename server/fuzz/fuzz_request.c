@@ -25,11 +25,13 @@ static bool is_one_of(const struct nbd_request *request, unsigned commands)
 static struct request_rules take_rules(struct feed *feed)
 {
     uint8_t choice = feed_u8(feed);
+    uint16_t flags = feed_u16(feed);
+    uint64_t size_bytes = feed_u64(feed);
     struct request_rules rules = {
         .form = (enum header_form)(choice % 3),
         .meta_contexts = choice >> 2 & ((1U << META_CONTEXT_COUNT) - 1),
-        .transmission_flags = feed_u16(feed),
-        .size_bytes = feed_u64(feed),
+        .transmission_flags = flags,
+        .size_bytes = size_bytes,
         .request_bytes = choice & 0x80 ? 65536 : LIMIT_PAYLOAD_BYTES,
     };
 

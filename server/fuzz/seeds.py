@@ -16,7 +16,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "..", "..", "client-tests"))
 import nbd_wire as nbd  # noqa: E402
 
-KIB = 1024
+MEMORY_BYTES = 272 * 1024  # of an export in memory
+DISK_BYTES = 12 * 4096  # of the first shape of images
 
 
 # ---- The wire ----
@@ -67,6 +68,10 @@ def commands(form):
         (nbd.BLOCK_STATUS, 0, 8192, 0, b""),
         (nbd.BLOCK_STATUS, 0, 8192, nbd.REQ_ONE, b""),
         (nbd.READ, 1 << 40, 512, 0, b""),
+        (nbd.READ, MEMORY_BYTES - 512, 513, 0, b""),
+        (nbd.READ, DISK_BYTES - 512, 513, 0, b""),
+        (nbd.TRIM, DISK_BYTES - 512, 513, 0, b""),
+        (nbd.BLOCK_STATUS, 1, 1 << 31, 0, b""),
         (99, 0, 0, 0, b""),
     ]
     if form == nbd.EXTENDED:
@@ -132,6 +137,11 @@ def request_seeds():
             pack = extended if form == 2 else request
             payload_flag = nbd.PAYLOAD_LEN if form == 2 and number == nbd.WRITE else 0
             yield f"{name.lower()}-{form}", rules + pack(number, 4096, 512, payload_flag)
+            if number not in (nbd.READ, nbd.WRITE, nbd.BLOCK_STATUS):
+                continue
+            for border, length in (("end", 512), ("past-end", 513), ("far-past-end", 1 << 31)):
+                yield f"{name.lower()}-{form}-{border}", \
+                    rules + pack(number, (1 << 20) - 512, length, payload_flag)
     rules = struct.pack(">BHQ", 2 | 12, flags | nbd.BLOCK_STATUS_PAYLOAD, 1 << 20)
     yield "filter", rules + extended(nbd.BLOCK_STATUS, 4096, 16, nbd.PAYLOAD_LEN, 1,
                                      struct.pack(">QII", 512, 1, 2))

@@ -378,6 +378,10 @@ static void answered(struct judge *judge, struct asked *asked)
     asked->answered = true;
     judge->counts.requests++;
     judge->counts.errors += asked->failed;
+    if (!asked->failed && asked->type != NBD_CMD_FLUSH) {
+        demand(range_inside(asked->offset, asked->length, judge->rules.size_bytes),
+               "command %u works outside of the export", asked->type);
+    }
     /* Which contexts are selected for this export is not known for sure. */
     if (judge->undisturbed && asked->owed && asked->type != NBD_CMD_BLOCK_STATUS && !asked->fast) {
         demand(asked->failed == asked->refused, "command %u of %llu + %llu %s", asked->type,
