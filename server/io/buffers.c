@@ -19,7 +19,7 @@
 #define CLASS_COUNT 15U
 /* Kept in one pool: in all, and buffers of one class. */
 #define POOL_BYTES_MAX    (32 * MIB)
-#define CLASS_BUFFERS_MAX 256U
+#define CLASS_BUFFERS_MAX 1024U
 
 struct size_class {
     unsigned count;

@@ -2,6 +2,8 @@
 /*
  * When to copy and when not: a receive costs about as much as copying 16 KiB, so what is missing of
  * a payload comes through the buffer, with whatever follows it, as long as it is less than that.
+ * After a large payload the next request most likely has one, too: then its header is received
+ * alone, and all of its payload goes to its place.
  */
 #include "proto/input.h"
 
@@ -79,9 +81,10 @@ void input_take(struct input *input, size_t len)
 }
 
 /*
- * One receive into the free part of the buffer; the count, 0 at the end of the stream, or -errno.
+ * One receive of at most so many bytes into the free part of the buffer; the count, 0 at the end of
+ * the stream, or -errno.
  */
-static ssize_t co_fill(struct input *input)
+static ssize_t co_fill(struct input *input, size_t most)
 {
     bool was_full = input->end == input->capacity;
 
@@ -99,7 +102,7 @@ static ssize_t co_fill(struct input *input)
     input->taken_since_fill = 0;
     assert(input->end < input->capacity);
     ssize_t got = input->stream->ops->co_recv(input->stream, input->bytes + input->end,
-                                              input->capacity - input->end);
+                                              MIN_OF(most, input->capacity - input->end));
     if (got > 0) {
         assert((size_t)got <= input->capacity - input->end);
         input->end += (size_t)got;
@@ -110,8 +113,11 @@ static ssize_t co_fill(struct input *input)
 int co_input_need(struct input *input, size_t len)
 {
     assert(len <= INPUT_TINY_BYTES);
+    size_t most = input->after_payload ? len : SIZE_MAX;
+
+    input->after_payload = false;
     while (input_buffered(input) < len) {
-        ssize_t got = co_fill(input);
+        ssize_t got = co_fill(input, most);
         if (got < 0) {
             return (int)got;
         }
@@ -141,8 +147,9 @@ int co_input_read(struct input *input, void *to, size_t len)
         if (len - done > THROUGH_BUFFER_BYTES_MAX) {
             got = input->stream->ops->co_recv(input->stream, at + done, len - done);
             done += got > 0 ? (size_t)got : 0;
+            input->after_payload = true;
         } else {
-            got = co_fill(input);
+            got = co_fill(input, SIZE_MAX);
             done += take_buffered(input, at + done, len - done);
         }
         if (got <= 0) {
@@ -161,7 +168,7 @@ int co_input_skip(struct input *input, uint64_t len)
         if (len == 0) {
             break;
         }
-        ssize_t got = co_fill(input);
+        ssize_t got = co_fill(input, SIZE_MAX);
         if (got <= 0) {
             return got < 0 ? (int)got : -ECONNRESET;
         }

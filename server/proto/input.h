@@ -27,6 +27,7 @@ struct input {
     size_t begin; /* what is received and not taken: [begin, end) */
     size_t end;
     unsigned taken_since_fill; /* headers */
+    bool after_payload;        /* the last bytes taken were a large payload */
     uint8_t tiny[INPUT_TINY_BYTES];
 };
 
