@@ -25,6 +25,8 @@
 
 /* Links of one directory that are followed. */
 #define LINKS_MAX 64U
+/* Landlock and seccomp. */
+#define MISSING_MAX 2U
 
 struct sandbox {
     bool off;
@@ -37,17 +39,28 @@ struct sandbox {
     int ruleset_fd;
     bool has_filter;
     struct filter filter;
+    struct errtext missing[MISSING_MAX];
+    unsigned missing_count;
 };
 
-/* What is missing: a line of the log, or the end where all is required. */
-static int miss(enum sandbox_mode mode, const char *what, const char *effect, const char *why,
-                struct errtext *err)
+/* What is missing: something to tell, or the end where all is required. */
+static int miss(struct sandbox *sandbox, enum sandbox_mode mode, const char *what,
+                const char *effect, const char *why, struct errtext *err)
 {
     if (mode == SANDBOX_REQUIRE) {
         return err_set(err, ENOSYS, "--sandbox require: there is no %s here (%s)", what, why);
     }
-    log_info("sandbox: there is no %s here (%s): %s", what, why, effect);
+    assert(sandbox->missing_count < MISSING_MAX);
+    err_set(&sandbox->missing[sandbox->missing_count++], ENOSYS,
+            "sandbox: there is no %s here (%s): %s", what, why, effect);
     return 0;
+}
+
+void sandbox_tell_missing(const struct sandbox *sandbox)
+{
+    for (unsigned i = 0; i < sandbox->missing_count; i++) {
+        log_info("%s", sandbox->missing[i].text);
+    }
 }
 
 static int create_ruleset(struct sandbox *sandbox, bool signals, int most_abi)
@@ -96,7 +109,7 @@ static int find_means(struct sandbox *sandbox, enum sandbox_mode mode, bool sign
     struct errtext why;
     int result = create_ruleset(sandbox, signals, simulation->landlock_abi);
     if (result < 0) {
-        result = miss(mode, "Landlock", "files are not kept shut one by one",
+        result = miss(sandbox, mode, "Landlock", "files are not kept shut one by one",
                       result == -ENOSYS || result == -EOPNOTSUPP ? "the kernel has none"
                                                                  : strerror(-result),
                       err);
@@ -105,13 +118,13 @@ static int find_means(struct sandbox *sandbox, enum sandbox_mode mode, bool sign
         return result;
     }
     if (simulation->no_seccomp) {
-        return miss(mode, "seccomp filter", "all system calls stay open", "the kernel has none",
-                    err);
+        return miss(sandbox, mode, "seccomp filter", "all system calls stay open",
+                    "the kernel has none", err);
     }
     sandbox->has_filter = filter_available(&why) == 0;
     return sandbox->has_filter
                ? 0
-               : miss(mode, "seccomp filter", "all system calls stay open", why.text, err);
+               : miss(sandbox, mode, "seccomp filter", "all system calls stay open", why.text, err);
 }
 
 int sandbox_create(struct sandbox **out, enum sandbox_mode mode, bool signals,

@@ -42,12 +42,15 @@ struct sandbox_simulation {
 struct sandbox;
 
 /*
- * With `signals`, the sandbox will have to let sandbox_signals_to() a process. What the kernel has
- * not is logged; -ENOSYS with err where all of it is required.
+ * With `signals`, the sandbox will have to let sandbox_signals_to() a process. -ENOSYS with err where
+ * the kernel has not all of what is required.
  */
 int sandbox_create(struct sandbox **out, enum sandbox_mode mode, bool signals,
                    const struct sandbox_simulation *simulation, struct errtext *err);
 void sandbox_free(struct sandbox *sandbox); /* NULL is fine */
+
+/* Logs what the kernel has not, and what that means. */
+void sandbox_tell_missing(const struct sandbox *sandbox);
 
 /*
  * Access (SANDBOX_READ | ...) to a file, or to all beneath a directory. It follows the file or the

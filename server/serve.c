@@ -251,6 +251,7 @@ static int tell_ready(struct server *server, struct errtext *err)
         names[i] = wanted->list[i].name;
     }
     log_info("%s", serving_status(server, "serving", &status));
+    sandbox_tell_missing(server->confinement.sandbox);
     int result = supervisor_ready(&server->supervisor, &server->endpoints, names, wanted->count,
                                   serving_status(server, "Serving", &status), err);
     free(names);

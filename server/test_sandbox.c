@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "base/check.h"
+#include "base/log.h"
 #include "privileges.h"
 #include "sandbox.h"
 #include "sandbox_seccomp.h"
@@ -411,6 +412,17 @@ START_TEST(test_off)
 }
 END_TEST
 
+struct told {
+    const char *name;
+    unsigned *lines;
+};
+
+static void look_for(enum log_level level, const char *line, void *arg)
+{
+    const struct told *told = arg;
+    *told->lines += level == LOG_LEVEL_INFO && strstr(line, told->name);
+}
+
 START_TEST(test_required_and_absent)
 {
     static const struct sandbox_simulation lacking[] = {{.landlock_abi = -1}, {.no_seccomp = true}};
@@ -426,6 +438,12 @@ START_TEST(test_required_and_absent)
         ck_assert_msg(strstr(err.text, "--sandbox require") && strstr(err.text, named[i]), "%s",
                       err.text);
         ck_assert_int_eq(sandbox_create(&sandbox, SANDBOX_ON, false, &lacking[i], &err), 0);
+        unsigned told = 0;
+        log_set_level(LOG_LEVEL_INFO);
+        log_set_sink(look_for, &(struct told){named[i], &told});
+        sandbox_tell_missing(sandbox);
+        log_set_sink(NULL, NULL);
+        ck_assert_uint_eq(told, 1);
         sandbox_free(sandbox);
     }
 }
