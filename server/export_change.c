@@ -277,6 +277,17 @@ static void say_export(const struct change *change, const struct wanted_image *i
     }
 }
 
+/* Once clients are served, it is not the file's permissions alone that count. */
+static void say_sandbox(const struct change *change, int result, struct errtext *err)
+{
+    struct errtext why = *err;
+    if (result == -EACCES && change->table->serve->sandbox.mode != SANDBOX_OFF &&
+        !list_empty(&change->table->images)) {
+        err_set(err, EACCES,
+                "%s; and its directory must be one of the sandbox, see --sandbox-allow", why.text);
+    }
+}
+
 /*
  * It is open in another way, and so locked: but whether it is there, and may be opened as wanted,
  * can be told before its clients are sent away.
@@ -306,6 +317,7 @@ static int co_open_new(struct change *change, struct errtext *err)
         result = image->in_the_way ? co_look_at(change, image, err)
                                    : co_open_image(change->table, image->open, err);
         if (result < 0) {
+            say_sandbox(change, result, err);
             say_export(change, image, err);
         } else if (change->table->stopping) {
             result = err_set(err, ECANCELED, "the server is stopping");

@@ -40,6 +40,8 @@
 
 /* What we open beside connections and images: ring, signals, listeners, standard descriptors. */
 #define OTHER_DESCRIPTORS 64U
+/* An image and a backing file. Longer chains find room among the connections. */
+#define DESCRIPTORS_PER_EXPORT 2U
 
 struct server {
     const struct serve_config *config;
@@ -152,9 +154,10 @@ static void on_signal(void *arg, int signal_number)
 }
 
 /* The usual limit of 1024 would be full before the last connection that we promise to take. */
-static void raise_descriptor_limit(unsigned connections)
+static void raise_descriptor_limit(unsigned connections, unsigned exports)
 {
-    const rlim_t wanted = connections + LIMIT_REFUSALS + LIMIT_CHAIN_DEPTH + OTHER_DESCRIPTORS;
+    const rlim_t wanted = connections + LIMIT_REFUSALS + LIMIT_CHAIN_DEPTH + OTHER_DESCRIPTORS +
+                          exports * DESCRIPTORS_PER_EXPORT;
     struct rlimit limit;
     if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= wanted) {
         return;
@@ -484,6 +487,7 @@ static void co_server_life(void *arg)
 {
     struct server *server = arg;
     struct errtext err = {.text = ""};
+    raise_descriptor_limit(server->config->limits.connections, server->wanted.count);
     notify_start(&server->supervisor.notify, main_loop(server)->runtime.loop);
     struct export_changes changes;
     init_service(server);
@@ -551,7 +555,6 @@ int serve(const struct serve_config *config)
     group_init(&server->cutters);
     group_init(&server->markers);
     group_init(&server->reloads);
-    raise_descriptor_limit(config->limits.connections);
     if (supervisor_begin(&server->supervisor, config, &err) < 0 ||
         wanted_read(config, &server->wanted, &err) < 0 || load_tls(server, &err) < 0 ||
         confinement_begin(&server->confinement, config, &server->wanted, &err) < 0 ||

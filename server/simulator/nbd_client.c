@@ -164,7 +164,7 @@ static int co_option(struct nbd_client *client, uint32_t option, const void *pay
         if (type == NBD_REP_ACK) {
             return client->complained ? -EPROTO : 0;
         }
-        if (type == NBD_REP_ERR_SHUTDOWN) {
+        if (type == NBD_REP_ERR_SHUTDOWN || type == NBD_REP_ERR_UNKNOWN) {
             return -ESHUTDOWN;
         }
         if (type & 0x80000000U || !info) {

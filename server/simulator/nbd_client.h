@@ -30,8 +30,11 @@ struct nbd_client_options {
 /* Takes over the stream. Running out of memory ends the process. */
 struct nbd_client *nbd_client_create(struct stream *stream,
                                      const struct nbd_client_options *options);
-/* The handshake. -ENOTCONN: the connection was lost; -ESHUTDOWN: the server drains; -EPROTO: see
- * nbd_client_complaint(). To be called once, before anything else; to be closed in any case. */
+/*
+ * The handshake. -ENOTCONN: the connection was lost; -ESHUTDOWN: the server drains, or the export
+ * is not there; -EPROTO: see nbd_client_complaint(). To be called once, before anything else; to be
+ * closed in any case.
+ */
 int co_nbd_client_connect(struct nbd_client *client);
 /* Closing it returns once the server is done with the connection, and frees the client. */
 struct image *nbd_client_image(struct nbd_client *client);

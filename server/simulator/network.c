@@ -25,9 +25,10 @@
 #define EXPORT_NAME     "disk"
 #define SECOND_NS       1000000000ULL
 
-enum network_end { END_GOODBYE, END_DRAIN, END_VANISH, NETWORK_ENDS };
+enum network_end { END_GOODBYE, END_DRAIN, END_RETIRE, END_VANISH, NETWORK_ENDS };
 
-static const char *const end_names[] = {"goodbye", "drain", "vanishing clients"};
+static const char *const end_names[] = {"goodbye", "drain", "export taken away",
+                                        "vanishing clients"};
 static const char *const form_names[] = {"simple", "structured", "extended"};
 
 struct network;
@@ -238,11 +239,22 @@ static void forget_due_answers(struct network *network)
     }
 }
 
+/* The export is no longer there, while the service goes on. */
+static void co_take_export_away(struct network *network)
+{
+    struct nbd_service *service = &network->service;
+    nbd_service_offer(service, NULL);
+    co_nbd_dismiss(service, &network->export, network->grace_ns);
+    if (!co_nbd_wait_unused(service, &network->export, UINT64_MAX)) {
+        abort();
+    }
+}
+
 /* Some take nothing meanwhile, and for longer than the grace lasts. */
 static void co_drain(struct network *network)
 {
     struct run *run = network->run;
-    run_trace(run, "---- drain, grace %" PRIu64 " ns", network->grace_ns);
+    run_trace(run, "---- %s, grace %" PRIu64 " ns", end_names[network->end], network->grace_ns);
     run->statistics->drains++;
     run->life.hung_up = true;
     for (unsigned i = 0; i < network->count; i++) {
@@ -252,7 +264,11 @@ static void co_drain(struct network *network)
     }
     uint64_t deadline_ns = world_now_ns(run->world) + network->grace_ns;
     note_due_answers(network);
-    co_nbd_drain(&network->service, network->grace_ns);
+    if (network->end == END_RETIRE) {
+        co_take_export_away(network);
+    } else {
+        co_nbd_drain(&network->service, network->grace_ns);
+    }
     if (world_now_ns(run->world) >= deadline_ns) {
         forget_due_answers(network); /* connections may have been cut */
     }
@@ -263,7 +279,7 @@ static void co_end(void *arg)
 {
     struct network *network = arg;
     co_sleep_ns(network->run->world, network->end_after_ns);
-    if (network->end == END_DRAIN) {
+    if (network->end == END_DRAIN || network->end == END_RETIRE) {
         co_drain(network);
     } else {
         vanish_some(network);
@@ -329,7 +345,8 @@ static void co_run_clients(struct network *network)
 /* Who has not hung up, and was not told to go, is still connected. */
 static void check_session(struct network *network, const struct session *session)
 {
-    if (nbd_client_lost(session->client) && !session->vanished && network->end != END_DRAIN) {
+    if (nbd_client_lost(session->client) && !session->vanished && network->end != END_DRAIN &&
+        network->end != END_RETIRE) {
         run_fail(network->run, "%s: lost, and nobody had hung up", session->name);
     }
     uint64_t answered = nbd_client_answered(session->client);
