@@ -421,7 +421,7 @@ static void prepare(struct job *job, struct feed *feed)
             job->counts_untouched = job->counts_untouched && !image_rig_damages_counts(op);
         }
         job->requests = records;
-    } else {
+    } else { /* the input's rest was the image */
         static const uint8_t some[] = {0x81, 0, 0, 40,  0x80, 0, 4, 9, 0x82, 0, 2, 5, 0x83, 0, 8, 5,
                                        0x86, 0, 0, 255, 0xc0, 0, 1, 1, 0x81, 0, 0, 99};
         job->requests = (struct feed){some, sizeof(some)};

@@ -195,6 +195,17 @@ def ask(kind, offset, length, bits=0):
     return struct.pack(">BHB", 0x80 | kind | bits, offset, length)
 
 
+def raw_image(version, order):
+    """An empty image of four clusters: header, refcount table, refcounts, L1 table."""
+    header = struct.pack(">4sIQIIQIIQQIIQ", b"QFI\xfb", version, 0, 0, 9, 64 * 512, 0, 1, 3 * 512,
+                         512, 1, 0, 0)
+    if version == 3:
+        header += struct.pack(">QQQII", 0, 0, 0, order, 104)
+    counts = {0: b"\x0f", 3: b"\1" * 4, 4: b"\0\1" * 4}[order]
+    clusters = (header, struct.pack(">Q", 2 * 512), counts, b"")
+    return b"".join(cluster.ljust(512, b"\0") for cluster in clusters)
+
+
 def image_seeds():
     """Kinds: write, read, trim, zero, zero in place, zero if fast, status, flush."""
     asked = b"".join((ask(1, 0, 30), ask(0, 3, 9), ask(0, 20, 40, 8), ask(2, 4, 16), ask(1, 0, 47),
@@ -202,6 +213,8 @@ def image_seeds():
                       ask(6, 0, 99), ask(7, 0, 0), ask(5, 0, 9), ask(0, 777, 20, 0x50)))
     for shape in range(12):
         yield f"whole-{shape}", bytes((shape, 0, shape)) + asked
+    for version, order in ((2, 4), (3, 0), (3, 3)):
+        yield f"raw-{version}-{order}", bytes((12, 0, 3)) + raw_image(version, order)
     for usage in (1, 2, 4, 8, 16, 32, 64, 128, 192):
         yield f"usage-{usage}", bytes((1, usage, 7)) + asked
     damages = {
