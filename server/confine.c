@@ -246,6 +246,15 @@ int co_confinement_enter(struct confinement *confinement, struct loops *loops,
     return entering.result;
 }
 
+const char *confinement_hint(const struct confinement *confinement, int result)
+{
+    if (result != -EACCES || confinement->config->sandbox.mode == SANDBOX_OFF) {
+        return "";
+    }
+    return " (the sandbox shuts all directories but those that it needed at the start: name others "
+           "with --sandbox-allow)";
+}
+
 void confinement_end(struct confinement *confinement)
 {
     sandbox_free(confinement->sandbox);

@@ -51,6 +51,9 @@ int co_confinement_enter(struct confinement *confinement, struct loops *loops,
                          const struct confinement_leavings *leavings, pid_t command,
                          struct errtext *err);
 
+/* What to add to the message of an error that the sandbox may have caused; "" if it has not. */
+const char *confinement_hint(const struct confinement *confinement, int result);
+
 void confinement_end(struct confinement *confinement);
 
 #endif

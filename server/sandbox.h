@@ -42,8 +42,8 @@ struct sandbox_simulation {
 struct sandbox;
 
 /*
- * With `signals`, the sandbox will have to let sandbox_signals_to() a process. -ENOSYS with err where
- * the kernel has not all of what is required.
+ * With `signals`, the sandbox will have to let sandbox_signals_to() a process. -ENOSYS with err
+ * where the kernel has not all of what is required.
  */
 int sandbox_create(struct sandbox **out, enum sandbox_mode mode, bool signals,
                    const struct sandbox_simulation *simulation, struct errtext *err);

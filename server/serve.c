@@ -410,7 +410,8 @@ static void co_reload_credentials(struct server *server)
     struct errtext err = {.text = ""};
     int result = co_tls_reload(server->tls, main_world(server), &err);
     if (result < 0) {
-        log_error("SIGHUP: %s: the TLS credentials stay as they were", err.text);
+        log_error("SIGHUP: %s%s: the TLS credentials stay as they were", err.text,
+                  confinement_hint(&server->confinement, result));
     } else {
         log_info("SIGHUP: TLS credentials loaded again");
     }
@@ -437,7 +438,8 @@ static void co_reload_exports(struct server *server)
     }
     if (result < 0) {
         if (!server->exports.stopping) {
-            log_error("SIGHUP: %s: the exports stay as they were", err.text);
+            log_error("SIGHUP: %s%s: the exports stay as they were", err.text,
+                      confinement_hint(&server->confinement, result));
         }
         export_configs_free(&wanted);
         return;
