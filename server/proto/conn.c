@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "proto/handshake.h"
 #include "proto/transmit.h"
+#include "sched/co.h"
 
 #define MS_NS 1000000ULL
 /* A wait for the peer is stalled after this long, plus its bytes at this rate. */
@@ -339,6 +340,7 @@ static void co_transmit_watched(struct connection *conn)
 static void co_transmit_whole(struct connection *conn)
 {
     enter_state(conn, CONNECTION_TRANSMISSION);
+    coro_trim_stack();
     co_transmit_watched(conn);
     enter_state(conn, CONNECTION_CLOSING);
     start_timer(conn, GOODBYE_LOOK_EVERY_NS);
@@ -367,6 +369,7 @@ static void co_transmit_elsewhere(struct connection *conn, struct nbd_service *h
 
     connection_part(conn);
     conn->stream->ops->move(conn->stream, home->world);
+    coro_trim_stack();
     int rc = here->co_call(here, home, co_stay, &stay);
     conn->stream->ops->move(conn->stream, here->world);
     connection_join(conn, here);

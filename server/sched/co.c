@@ -309,6 +309,19 @@ static void serve_calls(struct scheduler *scheduler)
     }
 }
 
+void coro_trim_stack(void)
+{
+    struct coro *self = coro_scheduler.running;
+    uintptr_t page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t here = (uintptr_t)__builtin_frame_address(0);
+    assert(self);
+    /* A page is left to this call and its system call. */
+    uintptr_t end = (here & ~(page_bytes - 1)) - page_bytes;
+    if (end > (uintptr_t)self->stack) {
+        madvise(self->stack, end - (uintptr_t)self->stack, MADV_DONTNEED);
+    }
+}
+
 bool coro_run_some(unsigned most)
 {
     struct scheduler *scheduler = &coro_scheduler;

@@ -67,6 +67,12 @@ bool coro_run_some(unsigned most);
 /* Whether the ready list is non-empty. */
 bool coro_any_ready(void);
 
+/*
+ * Gives the memory back that calls have used which have returned: for the running coroutine, before
+ * it waits for long. Costs a system call.
+ */
+void coro_trim_stack(void);
+
 /* Coroutines that have not returned yet, on this thread. */
 size_t coro_live_count(void);
 

@@ -432,6 +432,39 @@ static void yield_many(void *arg)
     }
 }
 
+/* Half a stack, filled; where. */
+static __attribute__((noinline)) uintptr_t fill_half(void)
+{
+    volatile char frame[LIMIT_COROUTINE_STACK_BYTES / 2];
+    for (size_t i = 0; i < sizeof(frame); i++) {
+        frame[i] = 'x';
+    }
+    return (uintptr_t)frame;
+}
+
+static void trim_after_use(void *arg)
+{
+    unsigned *kept = arg;
+    unsigned here = 4711;
+    uintptr_t used = fill_half();
+    coro_trim_stack();
+    ck_assert_int_eq(*(volatile char *)(used + 4096), 0);
+    co_yield ();
+    *kept = here;
+}
+
+START_TEST(test_trimming_gives_back_what_is_not_used)
+{
+    unsigned kept = 0;
+    for (unsigned i = 0; i < 3; i++) {
+        ck_assert(coro_spawn(trim_after_use, &kept, "trim") == 0);
+        coro_run_ready();
+        ck_assert_uint_eq(kept, 4711);
+    }
+    coro_pool_drain();
+}
+END_TEST
+
 struct large_frame {
     uintptr_t caller_frame;
     uintptr_t frame;
@@ -582,6 +615,7 @@ int main(void)
     tcase_add_test(tcase, test_first_frame_is_aligned);
     tcase_add_test(tcase, test_each_thread_has_its_own);
     tcase_add_test(tcase, test_call_on_the_drivers_stack);
+    tcase_add_test(tcase, test_trimming_gives_back_what_is_not_used);
     tcase_add_test(tcase, test_cost);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
