@@ -433,13 +433,13 @@ static void co_reload_exports(struct server *server)
     struct export_changes changes;
     struct errtext err = {.text = ""};
     int result = co_wanted_read(server->config, main_world(server), &wanted, &err);
+    const char *hint = confinement_hint(&server->confinement, result);
     if (result == 0) {
         result = co_export_table_apply(&server->exports, &wanted, &changes, &err);
     }
     if (result < 0) {
         if (!server->exports.stopping) {
-            log_error("SIGHUP: %s%s: the exports stay as they were", err.text,
-                      confinement_hint(&server->confinement, result));
+            log_error("SIGHUP: %s%s: the exports stay as they were", err.text, hint);
         }
         export_configs_free(&wanted);
         return;
