@@ -433,20 +433,21 @@ static void yield_many(void *arg)
 }
 
 /* Half a stack, filled; where. */
-static __attribute__((noinline)) uintptr_t fill_half(void)
+static __attribute__((noinline)) void fill_half(uintptr_t *where)
 {
     volatile char frame[LIMIT_COROUTINE_STACK_BYTES / 2];
     for (size_t i = 0; i < sizeof(frame); i++) {
         frame[i] = 'x';
     }
-    return (uintptr_t)frame;
+    *where = (uintptr_t)frame;
 }
 
 static void trim_after_use(void *arg)
 {
     unsigned *kept = arg;
     unsigned here = 4711;
-    uintptr_t used = fill_half();
+    uintptr_t used;
+    fill_half(&used);
     coro_trim_stack();
     ck_assert_int_eq(*(volatile char *)(used + 4096), 0);
     co_yield ();
