@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 #include "base/check.h"
-#include "sandbox.h"
+#include "sandbox/sandbox.h"
 #include "sched/loop.h"
 
 static char program[] = "/bin/true";

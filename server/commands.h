@@ -6,7 +6,7 @@
 #ifndef QCOWD_COMMANDS_H
 #define QCOWD_COMMANDS_H
 
-#include "options.h"
+#include "config/options.h"
 
 /* EXIT_SUCCESS or EXIT_FAILURE. */
 int cmd_create(const struct config *config);

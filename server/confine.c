@@ -9,7 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "account.h"
+#include "io/account.h"
 #ifdef QCOWD_BREAK_CONTROL
 #include "attack.h"
 #endif

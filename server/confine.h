@@ -7,10 +7,10 @@
 #define QCOWD_CONFINE_H
 
 #include "base/errtext.h"
-#include "export_config.h"
-#include "options.h"
-#include "privileges.h"
-#include "sandbox.h"
+#include "config/export_config.h"
+#include "config/options.h"
+#include "sandbox/privileges.h"
+#include "sandbox/sandbox.h"
 
 struct loops;
 

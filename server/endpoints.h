@@ -12,7 +12,7 @@
 #include "base/errtext.h"
 #include "io/net.h"
 #include "listen.h"
-#include "options.h"
+#include "config/options.h"
 
 /* One way to the server. A host name stands for all its addresses. */
 struct endpoint {

@@ -19,9 +19,9 @@
 #define QCOWD_EXPORT_H
 
 #include "base/errtext.h"
-#include "export_config.h"
+#include "config/export_config.h"
 #include "loops.h"
-#include "options.h"
+#include "config/options.h"
 #include "proto/nbd.h"
 
 /* A file that is open, for all exports that show it. */

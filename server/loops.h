@@ -12,7 +12,7 @@
 #include <pthread.h>
 #include <semaphore.h>
 
-#include "options.h"
+#include "config/options.h"
 #include "proto/nbd.h"
 #include "runtime.h"
 #include "sched/mailbox.h"

@@ -10,7 +10,7 @@
 
 #include "base/log.h"
 #include "commands.h"
-#include "options.h"
+#include "config/options.h"
 #include "serve.h"
 
 /*

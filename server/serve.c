@@ -36,7 +36,7 @@
 #include "sched/sync.h"
 #include "stdio_stream.h"
 #include "supervisor.h"
-#include "wanted.h"
+#include "config/wanted.h"
 
 /* What we open beside connections and images: ring, signals, listeners, standard descriptors. */
 #define OTHER_DESCRIPTORS 64U

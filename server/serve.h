@@ -2,7 +2,7 @@
 #ifndef QCOWD_SERVE_H
 #define QCOWD_SERVE_H
 
-#include "options.h"
+#include "config/options.h"
 
 /*
  * `qcowd serve`: the server's whole life. Returns the exit status, after logging what went wrong.

@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "account.h"
+#include "io/account.h"
 #include "base/log.h"
 
 int supervisor_watch_parent(const struct supervisor *supervisor, struct errtext *err)

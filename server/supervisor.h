@@ -14,7 +14,7 @@
 #include "endpoints.h"
 #include "io/net.h"
 #include "notify.h"
-#include "options.h"
+#include "config/options.h"
 
 struct supervisor {
     const struct serve_config *config;

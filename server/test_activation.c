@@ -8,7 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "account.h"
+#include "io/account.h"
 #include "activation.h"
 
 static struct activation activation;

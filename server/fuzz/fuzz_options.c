@@ -10,12 +10,12 @@
 #include <string.h>
 
 #include "base/limits.h"
-#include "export_config.h"
+#include "config/export_config.h"
 #include "fuzz/feed.h"
 #include "fuzz/fuzz.h"
 #include "fuzz/image_rig.h"
 #include "io/sim.h"
-#include "options.h"
+#include "config/options.h"
 #include "qcow2/chain.h"
 #include "qcow2/create.h"
 #include "uri.h"
