@@ -72,7 +72,8 @@ static void fail(const cfg_t *cfg, const char *format, ...)
 }
 
 /* What libConfuse has to say: syntax, unknown keys, double titles. */
-static void on_error(cfg_t *cfg, const char *format, va_list args)
+__attribute__((format(printf, 2, 0))) static void on_error(cfg_t *cfg, const char *format,
+                                                           va_list args)
 {
     char text[256];
     char shown[256];
