@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <time.h>
@@ -34,8 +35,13 @@
 
 /* Larger transfers are copied by a kernel worker instead; this much takes some 0.1 ms inline. */
 #define INLINE_MAX_BYTES (512 * KIB)
-/* An inline write that took longer was throttled: the ring is used for a while. */
+/*
+ * An inline write that took longer may have been throttled; or the thread has lost its processor to
+ * another. For a while it is looked which of both it is when it happens again, and if it was
+ * throttled, the ring is used for a while.
+ */
 #define INLINE_SLOW_NS  2000000U
+#define SUSPECT_NS      1000000000U
 #define RING_INSTEAD_NS 100000000U
 /* Zeroing less than this is cheaper by writing than by fallocate. */
 #define ZERO_BY_WRITING_BYTES (16 * KIB)
@@ -212,6 +218,14 @@ static uint64_t clock_ns(void)
     return (uint64_t)now.tv_sec * 1000000000U + (uint64_t)now.tv_nsec;
 }
 
+/* How often this thread has given up its processor by itself, to wait for something. */
+static long waits_so_far(void)
+{
+    struct rusage usage;
+
+    return getrusage(RUSAGE_THREAD, &usage) < 0 ? 0 : usage.ru_nvcsw;
+}
+
 /* Writes into the page cache as long as that is quick: the count. */
 static uint64_t write_inline(struct disk_real *d, uint64_t offset, const struct iovec *iov,
                              int iov_count)
@@ -221,10 +235,15 @@ static uint64_t write_inline(struct disk_real *d, uint64_t offset, const struct 
     if (start_ns < d->ring_until_ns || d->fallocates_running > 0) {
         return 0;
     }
+    bool suspect = start_ns < d->suspect_until_ns;
+    long waits = suspect ? waits_so_far() : 0;
     ssize_t put = pwritev(d->fd, iov, MIN_OF(iov_count, IOV_MAX), (off_t)offset);
     uint64_t end_ns = clock_ns();
     if (end_ns - start_ns > INLINE_SLOW_NS) {
-        d->ring_until_ns = end_ns + RING_INSTEAD_NS;
+        d->suspect_until_ns = end_ns + SUSPECT_NS;
+        if (suspect && waits_so_far() > waits) {
+            d->ring_until_ns = end_ns + RING_INSTEAD_NS;
+        }
     }
     /* Errors come again, and are told, on the way through the ring. */
     return put > 0 ? (uint64_t)put : 0;

@@ -24,7 +24,8 @@ struct disk_real {
     bool zero_range_lacking;     /* found out on first use */
     bool name_unsynced;          /* made by us, directory not yet synced */
     unsigned fallocates_running; /* each locks the file, so that an inline write would wait */
-    uint64_t ring_until_ns;      /* inline writes were slow: write through the ring until then */
+    uint64_t suspect_until_ns;   /* an inline write was slow: look why the next ones are */
+    uint64_t ring_until_ns;      /* they had to wait: write through the ring until then */
 
     /*
      * Direct I/O only. align_bytes is that of offsets, lengths and memory. Who reads, modifies and
