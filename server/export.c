@@ -12,9 +12,6 @@
 #include "base/log.h"
 #include "export_table.h"
 #include "filter/logged.h"
-#include "sched/co.h"
-
-#define RETRY_NS (50ULL * 1000 * 1000)
 
 void export_table_init(struct export_table *table, struct loops *loops,
                        const struct serve_config *serve)
@@ -93,22 +90,11 @@ static void end_there(void *arg)
     job->image->ending = true;
 }
 
-/* Where there is no memory for it now, there will be when somebody has gone. */
-static void co_call_surely(struct open_image *open, void (*fn)(void *arg), void *arg)
-{
-    struct world *world = loops_main(open->loop->owner)->runtime.world;
-    int result = co_loops_call(open->loop, fn, arg);
-    while (result < 0) {
-        co_sleep_ns(world, RETRY_NS);
-        result = co_loops_call(open->loop, fn, arg);
-    }
-}
-
 int co_open_image(struct export_table *table, struct open_image *open, struct errtext *err)
 {
     struct image_job job = {.table = table, .open = open, .err = err};
     open->loop = loops_place(table->loops);
-    co_call_surely(open, co_open_there, &job);
+    co_loops_call_surely(open->loop, co_open_there, &job);
     if (job.result < 0) {
         loops_leave(open->loop);
         return job.result;
@@ -131,7 +117,7 @@ void co_close_image(struct export_table *table, struct open_image *open)
         table->logged = NULL; /* no more marks */
     }
     open->image = NULL;
-    co_call_surely(open, co_close_there, &job);
+    co_loops_call_surely(open->loop, co_close_there, &job);
     loops_leave(open->loop);
     if (job.result < 0) {
         log_error("%s", err.text);
@@ -142,7 +128,7 @@ void co_close_image(struct export_table *table, struct open_image *open)
 void co_end_image(struct export_table *table, struct open_image *open)
 {
     struct image_job job = {.table = table, .open = open, .image = open->image};
-    co_call_surely(open, end_there, &job);
+    co_loops_call_surely(open->loop, end_there, &job);
 }
 
 void open_image_free(struct open_image *open)

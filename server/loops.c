@@ -107,7 +107,7 @@ static int start_thread(struct service_loop *loop, unsigned number, struct errte
         sem_destroy(&loop->started);
         return err_set(err, error, "cannot start a thread: %s", strerror(error));
     }
-    snprintf(name, sizeof(name), "qcowd-loop-%u", number % LOOPS_MAX);
+    snprintf(name, sizeof(name), "qcowd-loop-%u", number);
     pthread_setname_np(loop->thread, name);
     while (sem_wait(&loop->started) < 0) {
         assert(errno == EINTR);
@@ -132,11 +132,7 @@ static void co_end_threads(void *arg)
 {
     struct loops *loops = arg;
     for (unsigned i = 1; i < loops->count; i++) {
-        int result = co_loops_call(&loops->loops[i], end_thread, &loops->loops[i]);
-        if (result < 0) {
-            log_error("out of memory while stopping");
-            abort(); /* O9: nothing is unwritten by now, and nothing could go on */
-        }
+        co_loops_call_surely(&loops->loops[i], end_thread, &loops->loops[i]);
     }
     co_mailbox_close(loops_main(loops)->mailbox);
 }
@@ -228,6 +224,15 @@ int co_loops_call(struct service_loop *loop, void (*fn)(void *arg), void *arg)
     return co_mailbox_call(loops_main(loop->owner)->mailbox, loop->mailbox, fn, arg);
 }
 
+void co_loops_call_surely(struct service_loop *loop, void (*fn)(void *arg), void *arg)
+{
+    int result = co_loops_call(loop, fn, arg);
+    while (result < 0) { /* there will be memory when somebody has gone */
+        co_sleep_ns(loops_main(loop->owner)->runtime.world, RETRY_NS);
+        result = co_loops_call(loop, fn, arg);
+    }
+}
+
 struct drain {
     struct service_loop *loop;
     uint64_t grace_ns;
@@ -243,11 +248,7 @@ static void co_drain_here(void *arg)
 static void co_drain_one(void *arg)
 {
     struct drain *drain = arg;
-    int result = co_loops_call(drain->loop, co_drain_here, drain);
-    while (result < 0) { /* O9: there will be memory when somebody has gone */
-        co_sleep_ns(loops_main(drain->loop->owner)->runtime.world, RETRY_NS);
-        result = co_loops_call(drain->loop, co_drain_here, drain);
-    }
+    co_loops_call_surely(drain->loop, co_drain_here, drain); /* O9 */
     group_leave(drain->group);
 }
 

@@ -72,6 +72,8 @@ void loops_leave(struct service_loop *loop);
  * returned. -ENOMEM: it was not called. May suspend.
  */
 int co_loops_call(struct service_loop *loop, void (*fn)(void *arg), void *arg);
+/* The same for what must happen: tried again until there is memory for it. May suspend. */
+void co_loops_call_surely(struct service_loop *loop, void (*fn)(void *arg), void *arg);
 
 /*
  * Drains every service at the same time: co_nbd_drain(). May be called again while it waits, with
