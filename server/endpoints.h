@@ -10,9 +10,9 @@
 
 #include "activation.h"
 #include "base/errtext.h"
+#include "config/options.h"
 #include "io/net.h"
 #include "listen.h"
-#include "config/options.h"
 
 /* One way to the server. A host name stands for all its addresses. */
 struct endpoint {

@@ -20,8 +20,8 @@
 
 #include "base/errtext.h"
 #include "config/export_config.h"
-#include "loops.h"
 #include "config/options.h"
+#include "loops.h"
 #include "proto/nbd.h"
 
 /* A file that is open, for all exports that show it. */

@@ -24,6 +24,7 @@
 #include "base/log.h"
 #include "break_control.h"
 #include "captive.h"
+#include "config/wanted.h"
 #include "confine.h"
 #include "endpoints.h"
 #include "export.h"
@@ -36,7 +37,6 @@
 #include "sched/sync.h"
 #include "stdio_stream.h"
 #include "supervisor.h"
-#include "config/wanted.h"
 
 /* What we open beside connections and images: ring, signals, listeners, standard descriptors. */
 #define OTHER_DESCRIPTORS 64U

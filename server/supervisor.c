@@ -11,8 +11,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "io/account.h"
 #include "base/log.h"
+#include "io/account.h"
 
 int supervisor_watch_parent(const struct supervisor *supervisor, struct errtext *err)
 {

@@ -11,10 +11,10 @@
 
 #include "activation.h"
 #include "base/errtext.h"
+#include "config/options.h"
 #include "endpoints.h"
 #include "io/net.h"
 #include "notify.h"
-#include "config/options.h"
 
 struct supervisor {
     const struct serve_config *config;

@@ -8,8 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "io/account.h"
 #include "activation.h"
+#include "io/account.h"
 
 static struct activation activation;
 static struct errtext err;

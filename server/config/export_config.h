@@ -10,8 +10,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "config/access.h"
 #include "base/errtext.h"
+#include "config/access.h"
 #include "qcow2/qcow2.h"
 
 /* Exports of one server. */

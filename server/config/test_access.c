@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "config/access.h"
 #include "base/check.h"
+#include "config/access.h"
 
 static struct stream_origin from_ip(const char *text)
 {

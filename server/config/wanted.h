@@ -4,8 +4,8 @@
 #define QCOWD_CONFIG_WANTED_H
 
 #include "config/export_config.h"
-#include "io/world.h"
 #include "config/options.h"
+#include "io/world.h"
 
 /*
  * Reads the file, if there is one. 0; or -errno with *wanted empty, and err. Blocks, and needs a

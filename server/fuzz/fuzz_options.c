@@ -11,11 +11,11 @@
 
 #include "base/limits.h"
 #include "config/export_config.h"
+#include "config/options.h"
 #include "fuzz/feed.h"
 #include "fuzz/fuzz.h"
 #include "fuzz/image_rig.h"
 #include "io/sim.h"
-#include "config/options.h"
 #include "qcow2/chain.h"
 #include "qcow2/create.h"
 #include "uri.h"

@@ -15,8 +15,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "io/account.h"
 #include "base/check.h"
+#include "io/account.h"
 
 /* What the databases know of the user, unless the caller named it. */
 static int complete(struct identity *identity, struct errtext *err)
