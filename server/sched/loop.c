@@ -35,6 +35,8 @@
 /* Resumptions a turn: beyond, completions, timers and signals get their chance first. */
 #define RESUMPTIONS_PER_TURN 4096U
 
+#define SPINS 8U
+
 /* The kernel adds the time of day to what it is given: this cannot overflow. */
 #define LONGEST_WAIT_NS (3600U * 1000000000ULL)
 
@@ -56,7 +58,11 @@ struct loop {
     struct list hooks;
     struct timer_heap timers;
 
-    struct spin spin;
+    /*
+     * By the number of pending operations, modulo their count: the wait for a disk is another than
+     * the wait for a client, and how long the one took says nothing about the other.
+     */
+    struct spin spins[SPINS];
 
     int signal_fd; /* -1: none are watched */
     void (*signal_fn)(void *arg, int signal_number);
@@ -522,7 +528,7 @@ static bool completions_at_hand(struct loop *loop)
 }
 
 /* Looks for completions instead of sleeping. */
-static bool spin(struct loop *loop)
+static bool look_for_completions(struct loop *loop, struct spin *spin)
 {
     uint64_t began_ns = loop_now_ns(loop);
     uint64_t took_ns;
@@ -534,7 +540,7 @@ static bool spin(struct loop *loop)
         }
         took_ns = loop_now_ns(loop) - began_ns;
     } while (!found && took_ns < SPIN_NS);
-    spin_ended(&loop->spin, took_ns);
+    spin_ended(spin, took_ns);
     return found;
 }
 
@@ -542,13 +548,15 @@ static bool spin(struct loop *loop)
  */
 static bool submit_and_spin(struct loop *loop)
 {
-    if (!spin_wanted(&loop->spin)) {
+    struct spin *spin = &loop->spins[loop->pending % SPINS];
+
+    if (!spin_wanted(spin)) {
         return false;
     }
     if (io_uring_sq_ready(&loop->ring) > 0) {
         check_enter(io_uring_submit(&loop->ring));
     }
-    bool found = spin(loop);
+    bool found = look_for_completions(loop, spin);
     if (found) {
         submit_and_reap(loop);
     }
