@@ -9,13 +9,20 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/uio.h>
 
 #include "base/check.h"
+#include "base/limits.h"
 #include "base/poison.h"
 
-/* Bytes of so many slices are allocated at once: alone, each would cost a page more. */
-#define SLAB_SLICES 64U
+/*
+ * Bytes of so many slices are allocated at once: alone, each would cost a page more. A cache that
+ * has filled a huge page's worth of these grows by huge pages: look-ups go everywhere, and where
+ * every one misses the processor's address translation, that is most of what they cost.
+ */
+#define SLAB_SLICES     64U
+#define HUGE_PAGE_BYTES (2 * MIB)
 /* Neighbouring slices written by one call. */
 #define WRITE_RUN_MAX 64
 
@@ -88,29 +95,50 @@ static void hash_remove(struct slice_cache *cache, struct slice *slice)
     cache->count--;
 }
 
+static size_t slab_bytes(const struct slice_cache *cache, const struct slab *slab)
+{
+    return (size_t)slab->slices * cache->slice_bytes;
+}
+
+/* A slab of the size that is next. Its bytes are NULL when there is no memory. */
+static struct slab slab_create(const struct slice_cache *cache)
+{
+    bool huge = (uint64_t)cache->slab_slices * cache->slice_bytes >= HUGE_PAGE_BYTES;
+    struct slab slab = {.slices =
+                            huge ? (uint32_t)(HUGE_PAGE_BYTES / cache->slice_bytes) : SLAB_SLICES};
+    /* Page-sized slices may go to O_DIRECT files without a bounce. */
+    slab.bytes =
+        aligned_alloc(huge ? HUGE_PAGE_BYTES : cache->slice_bytes, slab_bytes(cache, &slab));
+    if (slab.bytes && huge) {
+        /* A kernel without huge pages refuses, and loses nothing. */
+        (void)madvise(slab.bytes, HUGE_PAGE_BYTES, MADV_HUGEPAGE);
+    }
+    return slab;
+}
+
 static int grow_slabs(struct slice_cache *cache)
 {
-    size_t count = cache->slab_count + (size_t)1;
-    uint8_t **slabs = realloc(cache->slabs, count * sizeof(*slabs));
+    struct slab *slabs = realloc(cache->slabs, (cache->slab_count + (size_t)1) * sizeof(*slabs));
     if (!slabs) {
         return -ENOMEM;
     }
     cache->slabs = slabs;
-    uint8_t **spare = realloc(cache->spare, count * SLAB_SLICES * sizeof(*spare));
+    struct slab slab = slab_create(cache);
+    if (!slab.bytes) {
+        return -ENOMEM;
+    }
+    size_t slices = (size_t)cache->slab_slices + slab.slices;
+    uint8_t **spare = realloc(cache->spare, slices * sizeof(*spare));
     if (!spare) {
+        free(slab.bytes);
         return -ENOMEM;
     }
     cache->spare = spare;
-    /* Page-sized slices may go to O_DIRECT files without a bounce. */
-    size_t slab_bytes = (size_t)SLAB_SLICES * cache->slice_bytes;
-    uint8_t *slab = aligned_alloc(cache->slice_bytes, slab_bytes);
-    if (!slab) {
-        return -ENOMEM;
-    }
-    POISON(slab, slab_bytes);
+    POISON(slab.bytes, slab_bytes(cache, &slab));
     cache->slabs[cache->slab_count++] = slab;
-    for (uint32_t i = SLAB_SLICES; i > 0; i--) {
-        cache->spare[cache->spare_count++] = slab + (size_t)(i - 1) * cache->slice_bytes;
+    cache->slab_slices += slab.slices;
+    for (uint32_t i = slab.slices; i > 0; i--) {
+        cache->spare[cache->spare_count++] = slab.bytes + (size_t)(i - 1) * cache->slice_bytes;
     }
     return 0;
 }
@@ -135,10 +163,10 @@ static void bytes_put(struct slice_cache *cache, uint8_t *bytes)
 
 static void free_slabs(struct slice_cache *cache)
 {
-    assert(cache->spare_count == cache->slab_count * SLAB_SLICES);
+    assert(cache->spare_count == cache->slab_slices);
     for (uint32_t i = 0; i < cache->slab_count; i++) {
-        UNPOISON(cache->slabs[i], (size_t)SLAB_SLICES * cache->slice_bytes);
-        free(cache->slabs[i]);
+        UNPOISON(cache->slabs[i].bytes, slab_bytes(cache, &cache->slabs[i]));
+        free(cache->slabs[i].bytes);
     }
     free(cache->slabs);
     free(cache->spare);

@@ -39,6 +39,12 @@ struct slice {
     struct wait_queue loaded;
 };
 
+/* So many slices, allocated at once. */
+struct slab {
+    uint8_t *bytes;
+    uint32_t slices;
+};
+
 struct slice_cache {
     struct disk *disk;
     uint32_t slice_bytes;
@@ -51,9 +57,10 @@ struct slice_cache {
     struct list dirty[SLICE_KINDS];
     struct list committing[SLICE_KINDS];
     /* Memory for the bytes of slices. */
-    uint8_t **slabs;
+    struct slab *slabs;
     uint32_t slab_count;
-    uint8_t **spare; /* parts of slabs that nobody uses; room for all of them */
+    uint32_t slab_slices; /* of all slabs together */
+    uint8_t **spare;      /* parts of slabs that nobody uses; room for all of them */
     uint32_t spare_count;
 };
 

@@ -255,6 +255,35 @@ START_TEST(failed_commit_keeps_the_slices)
 }
 END_TEST
 
+/* Slabs of both sizes: no two slices share bytes. */
+static void co_fill_a_huge_page(struct rig *rig)
+{
+    const unsigned many = 2U * 1024U * 1024U / SLICE + SLICES;
+    struct slice *slice;
+    (void)rig;
+
+    slice_cache_set_capacity(&cache, many);
+    for (unsigned i = 0; i < many; i++) {
+        ck_assert_int_eq(slice_create_zeroed(&cache, SLICE_L2, place(SLICES + i), &slice), 0);
+        memset(slice->bytes, (int)(i % 251), SLICE);
+    }
+    const struct slab *last = &cache.slabs[cache.slab_count - 1];
+    ck_assert_uint_eq(last->slices * SLICE, 2U * 1024U * 1024U);
+    ck_assert_uint_eq((uintptr_t)last->bytes % (2U * 1024U * 1024U), 0);
+    for (unsigned i = 0; i < many; i++) {
+        slice = slice_peek(&cache, place(SLICES + i));
+        ck_assert_ptr_nonnull(slice);
+        ck_assert_uint_eq(slice->bytes[0], i % 251);
+        ck_assert_uint_eq(slice->bytes[SLICE - 1], i % 251);
+    }
+}
+
+START_TEST(a_large_cache_grows_by_huge_pages)
+{
+    run(co_fill_a_huge_page);
+}
+END_TEST
+
 START_TEST(budget_gives_a_capacity)
 {
     ck_assert_uint_eq(slice_cache_capacity(4096, 0), 32);
@@ -276,6 +305,7 @@ int main(void)
     tcase_add_test(tcase, a_place_has_one_kind);
     tcase_add_test(tcase, commit_writes_runs_of_one_moment);
     tcase_add_test(tcase, failed_commit_keeps_the_slices);
+    tcase_add_test(tcase, a_large_cache_grows_by_huge_pages);
     tcase_add_test(tcase, budget_gives_a_capacity);
     suite_add_tcase(suite, tcase);
     return rig_main(suite);
