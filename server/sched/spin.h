@@ -19,14 +19,16 @@
  * where they are a virtual machine's; and the client's own are part of what is waited for.
  */
 #define SPIN_NS 100000U
-/* What takes less comes from a client with many in flight. */
+/* What takes less, so many times in a row, comes from a client with many in flight. */
 #define SPIN_SOON_NS   4000U
+#define SPIN_SOON_MAX  4U
 #define SPIN_SKIPS_MAX 64U
 
 /* Begins as all zero. */
 struct spin {
     unsigned to_skip; /* waits that sleep at once */
     unsigned skips;   /* so many of them followed the last spin */
+    unsigned soon;    /* so many of the last spins found something at once */
 };
 
 /* Asked before each wait. */
@@ -42,7 +44,8 @@ static inline bool spin_wanted(struct spin *spin)
 /* Told after each spin how long it took. */
 static inline void spin_ended(struct spin *spin, uint64_t took_ns)
 {
-    bool worth_while = took_ns >= SPIN_SOON_NS && took_ns < SPIN_NS;
+    spin->soon = took_ns < SPIN_SOON_NS ? MIN_OF(spin->soon + 1, SPIN_SOON_MAX) : 0;
+    bool worth_while = took_ns < SPIN_NS && spin->soon < SPIN_SOON_MAX;
     spin->skips = worth_while ? 0 : MAX_OF(1U, MIN_OF(2 * spin->skips, SPIN_SKIPS_MAX));
     spin->to_skip = spin->skips;
 }

@@ -36,7 +36,18 @@ END_TEST
 START_TEST(test_requests_that_come_at_once_are_let_gather)
 {
     struct spin spin = {0};
-    ck_assert_uint_le(spins_in(&spin, 65000, SPIN_SOON_NS - 1), 1008);
+    ck_assert_uint_le(spins_in(&spin, 65000, SPIN_SOON_NS - 1), 1008 + SPIN_SOON_MAX);
+}
+END_TEST
+
+/* A client with one in flight that is quick now and then is not taken for one with many. */
+START_TEST(test_some_that_come_at_once_are_no_sign_of_many)
+{
+    struct spin spin = {0};
+    for (unsigned i = 0; i < 1000; i++) {
+        ck_assert(spin_wanted(&spin));
+        spin_ended(&spin, i % SPIN_SOON_MAX == 0 ? 10000 : SPIN_SOON_NS - 1);
+    }
 }
 END_TEST
 
@@ -55,6 +66,7 @@ int main(void)
     tcase_add_test(tc, test_one_in_flight_spins_always);
     tcase_add_test(tc, test_an_idle_loop_sleeps);
     tcase_add_test(tc, test_requests_that_come_at_once_are_let_gather);
+    tcase_add_test(tc, test_some_that_come_at_once_are_no_sign_of_many);
     tcase_add_test(tc, test_it_begins_again_when_it_is_worth_while);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
