@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * The life of the server: open the image, listen, wait for a reason to end, and end in order.
+ * The life of the server: open the images, listen, wait for a reason to end, and end in order.
  *
  * O9. Stopping is a flush. In this order: no new connections; requests in flight finish and are
  * answered, and clients that do not read are cut after a grace time (at once after a second
- * signal); the image commits, flushes and closes. The exit status is 0 only if all of that worked.
+ * signal); each image commits, flushes and closes. The exit status is 0 only if all of that worked.
  *
- * The socket appears after the image is open, so that whoever sees it can connect at once.
+ * The socket appears after the images are open, so that whoever sees it can connect at once.
  */
 #include "serve.h"
 

@@ -347,95 +347,29 @@ struct judgement co_image_rig_check(struct world *world, enum check_repair repai
 
 /* ---- Watching ---- */
 
-static struct qcow2 *watched;
-static const struct disk_ops *inner;
-
-static uint64_t total_len(const struct iovec *iov, int iov_count)
+static int look(void *arg, enum rig_call call, uint64_t offset, uint64_t len,
+                const struct iovec *iov, int iov_count)
 {
-    uint64_t total = 0;
-    for (int i = 0; i < iov_count; i++) {
-        total += iov[i].iov_len;
-    }
-    return total;
-}
-
-static void look(enum rig_call call, uint64_t offset, uint64_t len, const struct iovec *iov,
-                 int iov_count)
-{
-    struct sim_counts counts = sim_counts(watched->world);
+    struct qcow2 *q = arg;
+    struct sim_counts counts = sim_counts(q->world);
     uint64_t wrong;
 
     demand(counts.bytes_read + counts.bytes_written <= MOVED_BYTES_MAX,
            "more than %llu bytes are moved", (unsigned long long)MOVED_BYTES_MAX);
     demand(offset <= INT64_MAX && len <= INT64_MAX - offset, "a call behind the end of all files");
     if (call == RIG_TRUNCATE) {
-        demand(offset >= watched->disk->size_bytes, "the file is cut off at %llu",
+        demand(offset >= q->disk->size_bytes, "the file is cut off at %llu",
                (unsigned long long)offset);
     }
     if (rig_call_changes(call)) {
-        demand(!watched->image.read_only, "a change of a read-only image");
+        demand(!q->image.read_only, "a change of a read-only image");
         demand(len > 0, "a change of no bytes");
-        bool harms = rig_harms_metadata(watched, call, offset, len, iov, iov_count, &wrong);
+        bool harms = rig_harms_metadata(q, call, offset, len, iov, iov_count, &wrong);
         demand(!harms, "call %d of 0x%llx + 0x%llx lands on metadata, in host cluster %llu", call,
                (unsigned long long)offset, (unsigned long long)len, (unsigned long long)wrong);
     }
+    return 0;
 }
-
-static int co_read(struct disk *disk, uint64_t offset, const struct iovec *iov, int iov_count)
-{
-    look(RIG_READ, offset, total_len(iov, iov_count), NULL, 0);
-    return inner->co_read(disk, offset, iov, iov_count);
-}
-
-static int co_write(struct disk *disk, uint64_t offset, const struct iovec *iov, int iov_count)
-{
-    look(RIG_WRITE, offset, total_len(iov, iov_count), iov, iov_count);
-    return inner->co_write(disk, offset, iov, iov_count);
-}
-
-static int co_flush(struct disk *disk)
-{
-    return inner->co_flush(disk);
-}
-
-static int co_zero(struct disk *disk, uint64_t offset, uint64_t len)
-{
-    look(RIG_ZERO, offset, len, NULL, 0);
-    return inner->co_zero(disk, offset, len);
-}
-
-static int co_punch(struct disk *disk, uint64_t offset, uint64_t len)
-{
-    look(RIG_PUNCH, offset, len, NULL, 0);
-    return inner->co_punch(disk, offset, len);
-}
-
-static int co_truncate(struct disk *disk, uint64_t size_bytes)
-{
-    look(RIG_TRUNCATE, size_bytes, 0, NULL, 0);
-    return inner->co_truncate(disk, size_bytes);
-}
-
-static int co_next_extent(struct disk *disk, uint64_t offset, bool *is_hole, uint64_t *end)
-{
-    return inner->co_next_extent(disk, offset, is_hole, end);
-}
-
-static void close_disk(struct disk *disk)
-{
-    inner->close(disk);
-}
-
-static const struct disk_ops watching = {
-    .co_read = co_read,
-    .co_write = co_write,
-    .co_flush = co_flush,
-    .co_zero = co_zero,
-    .co_punch = co_punch,
-    .co_truncate = co_truncate,
-    .co_next_extent = co_next_extent,
-    .close = close_disk,
-};
 
 static bool is_dirty(const uint8_t *bytes, uint64_t len)
 {
@@ -473,9 +407,7 @@ struct image *co_image_rig_open(struct world *world, const struct qcow2_open_opt
         judge_refusal(world, before, before_len, &err);
         image = NULL;
     } else {
-        watched = qcow2_of(image);
-        inner = watched->disk->ops;
-        watched->disk->ops = &watching;
+        watch_disk(qcow2_of(image)->disk, look, qcow2_of(image));
     }
     free(before);
     return image;

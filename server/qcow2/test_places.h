@@ -11,8 +11,7 @@
 #include <sys/uio.h>
 
 #include "qcow2/engine.h"
-
-enum rig_call { RIG_READ, RIG_WRITE, RIG_FLUSH, RIG_ZERO, RIG_PUNCH, RIG_TRUNCATE };
+#include "qcow2/test_watch.h"
 
 /* What stands at a place of the file, by the tables in memory. */
 enum rig_place {

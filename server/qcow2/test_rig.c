@@ -1,8 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/*
- * The image's disk gets a vtable of our own after it has been opened; one image is watched at a
- * time, so what the vtable belongs to is a static.
- */
+/* The image's disk is watched as soon as it has been opened. */
 #include "qcow2/test_rig.h"
 
 #include <errno.h>
@@ -14,24 +11,13 @@
 #include "qcow2/check.h"
 #include "sched/co.h"
 
-static struct rig *watched;
-static const struct disk_ops *inner;
 static struct group beside;
 
-static uint64_t total_len(const struct iovec *iov, int iov_count)
-{
-    uint64_t total = 0;
-    for (int i = 0; i < iov_count; i++) {
-        total += iov[i].iov_len;
-    }
-    return total;
-}
-
 /* Records a call; -errno when it shall fail. */
-static int note(enum rig_call call, uint64_t offset, uint64_t len, const struct iovec *iov,
-                int iov_count)
+static int note(void *arg, enum rig_call call, uint64_t offset, uint64_t len,
+                const struct iovec *iov, int iov_count)
 {
-    struct rig *rig = watched;
+    struct rig *rig = arg;
     struct rig_event event = {call, 0, offset, len};
 
     if (call != RIG_FLUSH && call != RIG_TRUNCATE) {
@@ -52,63 +38,6 @@ static int note(enum rig_call call, uint64_t offset, uint64_t len, const struct 
     }
     return 0;
 }
-
-static int co_read(struct disk *disk, uint64_t offset, const struct iovec *iov, int iov_count)
-{
-    int ret = note(RIG_READ, offset, total_len(iov, iov_count), NULL, 0);
-    return ret < 0 ? ret : inner->co_read(disk, offset, iov, iov_count);
-}
-
-static int co_write(struct disk *disk, uint64_t offset, const struct iovec *iov, int iov_count)
-{
-    int ret = note(RIG_WRITE, offset, total_len(iov, iov_count), iov, iov_count);
-    return ret < 0 ? ret : inner->co_write(disk, offset, iov, iov_count);
-}
-
-static int co_flush(struct disk *disk)
-{
-    int ret = note(RIG_FLUSH, 0, 0, NULL, 0);
-    return ret < 0 ? ret : inner->co_flush(disk);
-}
-
-static int co_zero(struct disk *disk, uint64_t offset, uint64_t len)
-{
-    int ret = note(RIG_ZERO, offset, len, NULL, 0);
-    return ret < 0 ? ret : inner->co_zero(disk, offset, len);
-}
-
-static int co_punch(struct disk *disk, uint64_t offset, uint64_t len)
-{
-    int ret = note(RIG_PUNCH, offset, len, NULL, 0);
-    return ret < 0 ? ret : inner->co_punch(disk, offset, len);
-}
-
-static int co_truncate(struct disk *disk, uint64_t size_bytes)
-{
-    int ret = note(RIG_TRUNCATE, size_bytes, 0, NULL, 0);
-    return ret < 0 ? ret : inner->co_truncate(disk, size_bytes);
-}
-
-static int co_next_extent(struct disk *disk, uint64_t offset, bool *is_hole, uint64_t *end)
-{
-    return inner->co_next_extent(disk, offset, is_hole, end);
-}
-
-static void close_disk(struct disk *disk)
-{
-    inner->close(disk);
-}
-
-static const struct disk_ops watching = {
-    .co_read = co_read,
-    .co_write = co_write,
-    .co_flush = co_flush,
-    .co_zero = co_zero,
-    .co_punch = co_punch,
-    .co_truncate = co_truncate,
-    .co_next_extent = co_next_extent,
-    .close = close_disk,
-};
 
 static void log_line(enum log_level level, const char *line, void *arg)
 {
@@ -163,9 +92,7 @@ int co_rig_try_open(struct rig *rig, struct errtext *err)
         return ret;
     }
     rig->q = qcow2_of(rig->image);
-    inner = rig->q->disk->ops;
-    rig->q->disk->ops = &watching;
-    watched = rig;
+    watch_disk(rig->q->disk, note, rig);
     return 0;
 }
 
