@@ -18,8 +18,9 @@
 
 /*
  * Bytes of so many slices are allocated at once: alone, each would cost a page more. A cache that
- * has filled a huge page's worth of these grows by huge pages: look-ups go everywhere, and where
- * every one misses the processor's address translation, that is most of what they cost.
+ * has filled a huge page's worth of these grows by huge pages, as long as they fit into its budget:
+ * look-ups go everywhere, and where every one misses the processor's address translation, that is
+ * most of what they cost.
  */
 #define SLAB_SLICES     64U
 #define HUGE_PAGE_BYTES (2 * MIB)
@@ -103,9 +104,10 @@ static size_t slab_bytes(const struct slice_cache *cache, const struct slab *sla
 /* A slab of the size that is next. Its bytes are NULL when there is no memory. */
 static struct slab slab_create(const struct slice_cache *cache)
 {
-    bool huge = (uint64_t)cache->slab_slices * cache->slice_bytes >= HUGE_PAGE_BYTES;
-    struct slab slab = {.slices =
-                            huge ? (uint32_t)(HUGE_PAGE_BYTES / cache->slice_bytes) : SLAB_SLICES};
+    uint32_t slices_in_huge = (uint32_t)(HUGE_PAGE_BYTES / cache->slice_bytes);
+    bool huge = cache->slab_slices >= slices_in_huge &&
+                slices_in_huge <= cache->capacity - MIN_OF(cache->slab_slices, cache->capacity);
+    struct slab slab = {.slices = huge ? slices_in_huge : SLAB_SLICES};
     /* Page-sized slices may go to O_DIRECT files without a bounce. */
     slab.bytes =
         aligned_alloc(huge ? HUGE_PAGE_BYTES : cache->slice_bytes, slab_bytes(cache, &slab));
