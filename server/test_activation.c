@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "activation.h"
+#include "base/testing.h"
 #include "io/account.h"
 
 static struct activation activation;
@@ -131,9 +132,5 @@ int main(void)
     tcase_add_test(tcase, nonsense_is_refused);
     tcase_add_test(tcase, accounts);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

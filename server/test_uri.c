@@ -2,6 +2,7 @@
 #include <check.h>
 #include <stdlib.h>
 
+#include "base/testing.h"
 #include "uri.h"
 
 static void expect_text(char *got, const char *wanted)
@@ -64,9 +65,5 @@ int main(void)
     tcase_add_test(tests, test_tls);
     tcase_add_test(tests, test_old_form);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

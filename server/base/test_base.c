@@ -13,6 +13,7 @@
 #include "base/errtext.h"
 #include "base/list.h"
 #include "base/log.h"
+#include "base/testing.h"
 #include "base/utf8.h"
 
 START_TEST(bytes_are_big_endian_at_any_alignment)
@@ -263,9 +264,5 @@ int main(void)
     tcase_add_test(tcase, log_lines);
     tcase_add_test(tcase, log_goes_to_stderr);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

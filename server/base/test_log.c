@@ -12,6 +12,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/log_limit.h"
+#include "base/testing.h"
 
 /* What stderr was given while it was caught in a file. */
 static char caught[1 << 20];
@@ -215,9 +216,5 @@ int main(void)
     tcase_add_test(tcase, limit_bears_any_number_of_kinds);
     tcase_add_test(tcase, floods_of_clients_are_bounded_and_counted);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "base/testing.h"
 #include "config/access.h"
 
 static struct stream_origin from_ip(const char *text)
@@ -194,9 +195,5 @@ int main(void)
     tcase_add_test(tcase, both_kinds_must_match);
     tcase_add_test(tcase, rules_are_bounded);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

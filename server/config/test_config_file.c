@@ -10,6 +10,7 @@
 
 #include "base/check.h"
 #include "base/limits.h"
+#include "base/testing.h"
 #include "config/config_file.h"
 
 static char directory[] = "/tmp/qcowd-config-XXXXXX";
@@ -186,11 +187,8 @@ int main(void)
     tcase_add_test(tcase, what_is_no_file_of_text);
     tcase_add_test(tcase, garbage);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
+    int status = test_suite_run(suite);
     unlink(path);
     rmdir(directory);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return status;
 }

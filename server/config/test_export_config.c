@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "base/limits.h"
+#include "base/testing.h"
 #include "config/export_config.h"
 
 static struct export_config made(void)
@@ -166,9 +167,5 @@ int main(void)
     tcase_add_test(tcase, bad_values_are_named);
     tcase_add_test(tcase, exports_must_fit_together_and_into_the_server);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

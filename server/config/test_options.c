@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "base/testing.h"
 #include "config/options.h"
 
 /* A command line as a writable copy, as options_parse() cuts and reorders it. */
@@ -542,9 +543,5 @@ int main(void)
     tcase_add_test(tests, test_check_and_info);
     tcase_add_test(tests, test_a_command_word_after_the_first_is_an_image);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

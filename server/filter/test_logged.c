@@ -12,6 +12,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "base/testing.h"
 #include "io/sim.h"
 #include "io/testing_writelog.h"
 #include "sched/co.h"
@@ -711,9 +712,5 @@ int main(void)
     tcase_add_test(tcase, a_broken_log_ends_all_writing);
     tcase_add_loop_test(tcase, a_log_that_fails_among_many_leaves_nobody_waiting, 0, 8);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? 0 : 1;
+    return test_suite_run(suite);
 }

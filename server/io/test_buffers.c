@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/limits.h"
+#include "base/testing.h"
 #include "io/buffers.h"
 
 START_TEST(buffers_are_aligned_and_usable)
@@ -70,9 +71,5 @@ int main(void)
     tcase_add_test(tests, a_returned_buffer_is_handed_out_again);
     tcase_add_test(tests, the_pool_is_bounded);
     suite_add_tcase(suite, tests);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

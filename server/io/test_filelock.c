@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/testing.h"
 #include "io/filelock.h"
 
 static char dir[256];
@@ -242,9 +243,5 @@ int main(void)
     tcase_add_test(tcase, test_qemu_respects_us);
     tcase_add_test(tcase, test_we_respect_qemu);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? 0 : 1;
+    return test_suite_run(suite);
 }

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/testing.h"
+
 #define TOTAL 10U
 
 static const char digits[] = "0123456789";
@@ -84,9 +86,5 @@ int main(void)
     tcase_add_test(tcase, windows);
     tcase_add_test(tcase, copies);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

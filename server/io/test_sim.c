@@ -12,6 +12,7 @@
 
 #include "base/check.h"
 #include "base/limits.h"
+#include "base/testing.h"
 #include "sched/co.h"
 
 /* Runs a test body as a coroutine in a world of its own. */
@@ -505,9 +506,5 @@ int main(void)
     tcase_add_test(tcase, timers_fire_in_order_and_work_is_done);
     tcase_add_test(tcase, writes_in_flight_take_effect_in_pieces);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? 0 : 1;
+    return test_suite_run(suite);
 }

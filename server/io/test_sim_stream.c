@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "base/testing.h"
 #include "io/sim.h"
 #include "sched/co.h"
 
@@ -344,9 +345,5 @@ int main(void)
     tcase_add_test(tcase, held_end_gets_nothing_until_then);
     tcase_add_test(tcase, end_recv_leaves_sending_alone);
     tcase_add_test(tcase, same_seed_same_pieces);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? 0 : 1;
+    return test_suite_run(suite);
 }

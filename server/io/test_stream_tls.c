@@ -13,6 +13,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "base/testing.h"
 #include "io/buffers.h"
 #include "io/test_tls.h"
 #include "sched/co.h"
@@ -811,9 +812,5 @@ int main(void)
     tcase_add_loop_test(tcase, test_both_kinds_of_credentials, 0, 3);
     tcase_add_loop_test(tcase, test_reload, 0, 2);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

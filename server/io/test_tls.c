@@ -11,6 +11,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "base/testing.h"
 #include "io/test_tls.h"
 #include "io/tls_keys.h"
 
@@ -202,9 +203,5 @@ int main(void)
     tcase_add_test(tcase, test_certificate_directory);
     tcase_add_test(tcase, test_who_is_allowed);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

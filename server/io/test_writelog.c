@@ -12,6 +12,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "base/testing.h"
 #include "io/sim.h"
 #include "io/testing_writelog.h"
 #include "sched/co.h"
@@ -426,9 +427,5 @@ int main(void)
     tcase_add_loop_test(tcase, after_an_error_there_are_no_more_entries, 1, 19);
     tcase_add_test(tcase, only_an_empty_file_is_taken);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? 0 : 1;
+    return test_suite_run(suite);
 }

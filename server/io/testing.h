@@ -15,6 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/testing.h"
 #include "sched/co.h"
 #include "sched/loop.h"
 
@@ -79,12 +80,7 @@ static inline void co_test_turn(void)
 
 static inline int test_main(Suite *suite)
 {
-    SRunner *runner = srunner_create(suite);
-
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? 0 : 1;
+    return test_suite_run(suite);
 }
 
 #endif

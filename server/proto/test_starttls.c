@@ -9,6 +9,7 @@
 
 #include "base/bytes.h"
 #include "base/log.h"
+#include "base/testing.h"
 #include "proto/test_main.h"
 #include "proto/test_rig.h"
 
@@ -381,9 +382,5 @@ int main(void)
     tcase_add_test(tcase, statement_30_a_failed_handshake_ends_the_connection);
     tcase_add_test(tcase, draining_says_goodbye);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/limits.h"
+#include "base/testing.h"
 #include "qcow2/chain.h"
 
 static const struct {
@@ -99,9 +100,5 @@ int main(void)
     tcase_add_test(tcase, message_is_printable);
     tcase_add_test(tcase, length_is_bounded);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? 1 : 0;
+    return test_suite_run(suite);
 }

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/bytes.h"
+#include "base/testing.h"
 #include "io/sim.h"
 #include "qcow2/blocking_world.h"
 #include "qcow2/check.h"
@@ -556,9 +557,5 @@ int main(void)
     tcase_add_test(tcase, refmap_budget);
     Suite *suite = suite_create("check");
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return test_suite_run(suite);
 }

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "base/bytes.h"
+#include "base/testing.h"
 #include "qcow2/blocking_world.h"
 #include "qcow2/check.h"
 #include "qcow2/test_images.h"
@@ -388,9 +389,5 @@ int main(void)
     tcase_add_test(tcase, agree_on_damaged_snapshot);
     Suite *suite = suite_create("check_qemu");
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return test_suite_run(suite);
 }

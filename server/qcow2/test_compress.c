@@ -11,6 +11,7 @@
 #endif
 
 #include "base/check.h"
+#include "base/testing.h"
 #include "qcow2/blocking_world.h"
 #include "qcow2/compress.h"
 
@@ -221,9 +222,5 @@ int main(void)
     tcase_add_test(tcase, zstd_refuses_damage);
 #endif
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? 1 : 0;
+    return test_suite_run(suite);
 }

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/limits.h"
+#include "base/testing.h"
 
 START_TEST(default_parameters)
 {
@@ -117,9 +118,5 @@ int main(void)
     tcase_add_test(tcase, compressed_descriptor);
     Suite *suite = suite_create("geometry");
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return test_suite_run(suite);
 }

@@ -13,6 +13,7 @@
 
 #include "base/bytes.h"
 #include "base/limits.h"
+#include "base/testing.h"
 #include "qcow2/blocking_world.h"
 #include "qcow2/header.h"
 #include "qcow2/test_images.h"
@@ -480,9 +481,5 @@ int main(void)
     tcase_add_test(tcase, garbage);
     Suite *suite = suite_create("header");
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return test_suite_run(suite);
 }

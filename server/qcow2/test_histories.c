@@ -13,6 +13,7 @@
 
 #include "base/limits.h"
 #include "base/log.h"
+#include "base/testing.h"
 #include "io/sim.h"
 #include "qcow2/check.h"
 #include "qcow2/create.h"
@@ -427,9 +428,5 @@ int main(void)
         tcase_add_test(tcase, histories[i].test);
         suite_add_tcase(suite, tcase);
     }
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? 0 : 1;
+    return test_suite_run(suite);
 }

@@ -8,6 +8,7 @@
 
 #include "base/bytes.h"
 #include "base/limits.h"
+#include "base/testing.h"
 #include "qcow2/blocking_world.h"
 #include "qcow2/create.h"
 #include "qcow2/info.h"
@@ -270,9 +271,5 @@ int main(void)
     tcase_add_test(tcase, lying_bitmap_directory);
     tcase_add_test(tcase, unwritable_output);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? 1 : 0;
+    return test_suite_run(suite);
 }

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/testing.h"
+
 #define CLUSTERS 5000U
 
 static uint64_t random_state = 1;
@@ -74,9 +76,5 @@ int main(void)
     tcase_add_test(tcase, behaves_as_a_set);
     tcase_add_test(tcase, finds_the_first_in_a_range);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

@@ -10,6 +10,7 @@
 
 #include "base/limits.h"
 #include "base/log.h"
+#include "base/testing.h"
 #include "qcow2/blocking_world.h"
 #include "qcow2/qcow2.h"
 
@@ -236,9 +237,5 @@ int main(void)
     tcase_add_test(tcase, enospc_fails_that_request_alone);
     tcase_add_test(tcase, missing_file);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? 1 : 0;
+    return test_suite_run(suite);
 }

@@ -8,6 +8,7 @@
 
 #include "base/limits.h"
 #include "base/log.h"
+#include "base/testing.h"
 #include "qcow2/check.h"
 #include "sched/co.h"
 
@@ -316,10 +317,5 @@ void co_rig_join(struct rig *rig)
 
 int rig_main(Suite *suite)
 {
-    SRunner *runner = srunner_create(suite);
-
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "base/limits.h"
+#include "base/testing.h"
 #include "sched/co.h"
 
 static char trace[256];
@@ -619,9 +620,5 @@ int main(void)
     tcase_add_test(tcase, test_trimming_gives_back_what_is_not_used);
     tcase_add_test(tcase, test_cost);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "base/check.h"
+#include "base/testing.h"
 #include "sched/interval.h"
 
 /* In hot loops: ck_assert() tells the parent process about each check that holds. */
@@ -159,8 +160,6 @@ int main(void)
 {
     Suite *suite = suite_create("interval");
     TCase *cases = tcase_create("tree");
-    SRunner *runner;
-    int failed;
 
     tcase_add_test(cases, random_short_ranges);
     tcase_add_test(cases, random_wide_ranges);
@@ -169,9 +168,5 @@ int main(void)
     tcase_add_test(cases, ascending_inserts_stay_shallow);
     tcase_set_timeout(cases, 60);
     suite_add_tcase(suite, cases);
-    runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

@@ -19,6 +19,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "base/testing.h"
 #include "sched/co.h"
 #include "sched/loop.h"
 #include "sched/sync.h"
@@ -888,9 +889,5 @@ int main(void)
     tcase_add_test(tcase, test_setup_errors_say_what_to_change);
     tcase_add_test(tcase, test_create_without_descriptors);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

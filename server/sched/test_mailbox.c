@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #include "base/check.h"
+#include "base/testing.h"
 #include "sched/co.h"
 #include "sched/loop.h"
 #include "sched/mailbox.h"
@@ -268,9 +269,5 @@ int main(void)
     tcase_add_test(tcase, test_none_is_lost_both_ways);
     tcase_add_test(tcase, test_calls_of_one_thread_begin_in_order);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

@@ -4,6 +4,8 @@
 #include <check.h>
 #include <stdlib.h>
 
+#include "base/testing.h"
+
 /* How many of so many waits spin, each of which ends after took_ns. */
 static unsigned spins_in(struct spin *spin, unsigned waits, uint64_t took_ns)
 {
@@ -69,9 +71,5 @@ int main(void)
     tcase_add_test(tc, test_some_that_come_at_once_are_no_sign_of_many);
     tcase_add_test(tc, test_it_begins_again_when_it_is_worth_while);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

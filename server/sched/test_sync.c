@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/testing.h"
 #include "sched/co.h"
 #include "sched/sync.h"
 
@@ -316,9 +317,5 @@ int main(void)
     tcase_add_test(tcase, test_budget_admits_the_over_large_alone);
     tcase_add_loop_test(tcase, test_crowd, 0, 20);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

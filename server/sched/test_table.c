@@ -10,6 +10,7 @@
 #include <stdlib.h>
 
 #include "base/check.h"
+#include "base/testing.h"
 #include "sched/co.h"
 #include "sched/table.h"
 
@@ -508,8 +509,6 @@ int main(void)
     TCase *by_hand = tcase_create("by hand");
     TCase *cost = tcase_create("cost");
     TCase *random = tcase_create("random");
-    SRunner *runner;
-    int failed;
 
     tcase_add_test(by_hand, numbers_grow_and_oldest_moves);
     tcase_add_test(by_hand, uncontended_hold_needs_no_coroutine);
@@ -525,9 +524,5 @@ int main(void)
     tcase_add_loop_test(random, random_holds_follow_the_definition, 0, (int)ARRAY_LEN(recipes));
     tcase_set_timeout(random, 60);
     suite_add_tcase(suite, random);
-    runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

@@ -5,6 +5,7 @@
 #include <check.h>
 #include <stdlib.h>
 
+#include "base/testing.h"
 #include "sched/timers.h"
 
 START_TEST(test_order)
@@ -140,9 +141,5 @@ int main(void)
     tcase_add_test(tcase, test_start_again_moves_and_queues_behind);
     tcase_add_loop_test(tcase, test_against_a_model, 0, 10);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

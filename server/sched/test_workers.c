@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/check.h"
+#include "base/testing.h"
 #include "sched/workers.h"
 
 /* Waits until `count` pieces of work have come back, in a list. */
@@ -207,9 +208,5 @@ int main(void)
     tcase_add_test(tcase, test_renewal_loses_no_work);
     tcase_add_test(tcase, test_renewed_threads_inherit_from_the_caller);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return test_suite_run(suite);
 }

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/testing.h"
+
 #define DISK_BYTES 65536U
 
 static struct oracle *oracle;
@@ -260,9 +262,5 @@ int main(void)
     tcase_add_test(tcase, an_overlay_begins_as_its_backing_file_ends);
     tcase_add_test(tcase, many_small_writes_stay_exact);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? 0 : 1;
+    return test_suite_run(suite);
 }
