@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
-#include "commands.h"
+#include "cmd/commands.h"
 #include "config/options.h"
 #include "serve.h"
 

@@ -19,24 +19,24 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include "address.h"
 #include "base/limits.h"
 #include "base/log.h"
-#include "break_control.h"
-#include "captive.h"
 #include "config/wanted.h"
-#include "confine.h"
-#include "endpoints.h"
-#include "export.h"
+#include "debug/break_control.h"
+#include "export/export.h"
 #include "filter/logged.h"
 #include "io/net.h"
 #include "io/tls.h"
-#include "listen.h"
-#include "loops.h"
+#include "listen/address.h"
+#include "listen/endpoints.h"
+#include "listen/listen.h"
+#include "listen/stdio_stream.h"
 #include "sched/co.h"
 #include "sched/sync.h"
-#include "stdio_stream.h"
-#include "supervisor.h"
+#include "service/captive.h"
+#include "service/confine.h"
+#include "service/loops.h"
+#include "service/supervisor.h"
 
 /* What we open beside connections and images: ring, signals, listeners, standard descriptors. */
 #define OTHER_DESCRIPTORS 64U

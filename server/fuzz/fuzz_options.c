@@ -18,7 +18,7 @@
 #include "io/sim.h"
 #include "qcow2/chain.h"
 #include "qcow2/create.h"
-#include "uri.h"
+#include "listen/uri.h"
 
 #define LINES_MAX        24U
 #define TEXT_BYTES_MAX   4096U

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * `qcowd create`. A backing file is opened, whole chain and all, before the image that names it is
+ * made: for its size, and because an overlay over nothing helps nobody.
+ */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "cmd/commands.h"
+#include "qcow2/chain.h"
+#include "qcow2/qcow2.h"
+#include "service/runtime.h"
+
+static int co_open_backing(struct world *world, const char *path, const char *format,
+                           struct image **backing, struct errtext *err)
+{
+    if (strcmp(format, "raw") == 0) {
+        return co_raw_open(world, path, true, false, backing, err);
+    }
+    struct qcow2_open_options options = {.read_only = true};
+    return co_qcow2_open(world, path, &options, backing, err);
+}
+
+static int co_measure_backing(struct world *world, const char *image_path,
+                              const struct create_options *options, uint64_t *size_bytes,
+                              struct errtext *err)
+{
+    struct image *backing;
+    char *path;
+    int result = backing_path_resolve(image_path, options->backing_name, &path, err);
+    if (result < 0) {
+        return result;
+    }
+    result = co_open_backing(world, path, options->backing_format, &backing, err);
+    free(path);
+    if (result < 0) {
+        err_prefix(err, "backing file");
+        return result;
+    }
+    *size_bytes = backing->size_bytes;
+    return backing->ops->co_close(backing, err);
+}
+
+static int co_create(struct world *world, void *arg)
+{
+    const struct config *config = arg;
+    struct create_options options = config->create.options;
+    struct errtext err;
+    uint64_t backing_bytes = 0;
+    int result = create_options_check(&options, &err);
+    if (result == 0 && options.backing_name) {
+        result = co_measure_backing(world, config->image, &options, &backing_bytes, &err);
+    }
+    if (result == 0) {
+        if (!config->create.size_given) {
+            options.size_bytes = backing_bytes;
+        }
+        result = co_qcow2_create(world, config->image, &options, &err);
+    }
+    if (result < 0) {
+        log_error("%s", err.text);
+        return EXIT_FAILURE;
+    }
+    log_info("made %s, %" PRIu64 " bytes", config->image, options.size_bytes);
+    return EXIT_SUCCESS;
+}
+
+int cmd_create(const struct config *config)
+{
+    return runtime_run(co_create, (void *)(uintptr_t)config);
+}
