@@ -46,10 +46,11 @@ struct read_holes {
     } run[READ_HOLES_MAX];
 };
 
-/* NBD base:allocation and qemu:allocation-depth in one. */
+/* NBD base:allocation and qemu:allocation-depth in one; and of a dirty bitmap. */
 enum extent_flags {
-    EXTENT_HOLE = 1U << 0, /* writing here may need space (NBD_STATE_HOLE) */
-    EXTENT_ZERO = 1U << 1, /* reads as zeroes (NBD_STATE_ZERO) */
+    EXTENT_HOLE = 1U << 0,  /* writing here may need space (NBD_STATE_HOLE) */
+    EXTENT_ZERO = 1U << 1,  /* reads as zeroes (NBD_STATE_ZERO) */
+    EXTENT_DIRTY = 1U << 2, /* co_bitmap_extents: has changed, or may have */
 };
 
 struct extent {
@@ -64,6 +65,12 @@ struct extent_list {
     struct extent *extents; /* the caller's array */
     unsigned capacity;      /* > 0 */
     unsigned count;
+};
+
+/* A dirty bitmap on offer, as clients know it by qemu:dirty-bitmap:NAME. */
+struct image_bitmap {
+    uint64_t id;      /* never given to another bitmap while the image is open */
+    const char *name; /* UTF-8; owned by the image, until the next suspension */
 };
 
 struct image_ops {
@@ -90,6 +97,14 @@ struct image_ops {
      * of the lengths is at most len.
      */
     int (*co_extents)(struct image *image, uint64_t offset, uint64_t len, struct extent_list *list);
+    /*
+     * The dirty bitmaps on offer, in order: fills out[] as far as `capacity` reaches, and returns
+     * how many there are in all. Does not suspend. NULL where there are never any.
+     */
+    size_t (*bitmap_list)(struct image *image, struct image_bitmap *out, size_t capacity);
+    /* As co_extents, for a bitmap: flags are EXTENT_DIRTY or 0, depth is 0. -ENOENT: it is gone. */
+    int (*co_bitmap_extents)(struct image *image, uint64_t bitmap_id, uint64_t offset, uint64_t len,
+                             struct extent_list *list);
     /*
      * Flushes (if writable), waits for background work, closes and frees the image and its backing
      * chain, whatever happens. 0 only if everything acknowledged is durable; else err says why. No

@@ -338,6 +338,19 @@ static int co_logged_extents(struct image *image, uint64_t offset, uint64_t len,
     return inner->ops->co_extents(inner, offset, len, list);
 }
 
+static size_t logged_bitmap_list(struct image *image, struct image_bitmap *out, size_t capacity)
+{
+    struct image *inner = logged_of(image)->inner;
+    return inner->ops->bitmap_list ? inner->ops->bitmap_list(inner, out, capacity) : 0;
+}
+
+static int co_logged_bitmap_extents(struct image *image, uint64_t bitmap_id, uint64_t offset,
+                                    uint64_t len, struct extent_list *list)
+{
+    struct image *inner = logged_of(image)->inner;
+    return inner->ops->co_bitmap_extents(inner, bitmap_id, offset, len, list);
+}
+
 static int co_mark(struct logged_image *logged, const char *text)
 {
     int result = co_writelog_mark(logged->log, text);
@@ -371,6 +384,8 @@ static const struct image_ops logged_ops = {
     .co_trim = co_logged_trim,
     .co_flush = co_logged_flush,
     .co_extents = co_logged_extents,
+    .bitmap_list = logged_bitmap_list,
+    .co_bitmap_extents = co_logged_bitmap_extents,
     .co_close = co_logged_close,
 };
 
