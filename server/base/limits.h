@@ -36,6 +36,10 @@
 #define LIMIT_RATE_OPERATIONS 10000000U
 /* Extents in one BLOCK_STATUS reply (NBD: at most 2^20). */
 #define LIMIT_STATUS_EXTENTS 4096U
+/* Dirty bitmaps of an export that clients hear of, and queries for metadata contexts in one option:
+ * each is held against each. */
+#define LIMIT_BITMAPS_OFFERED 1024U
+#define LIMIT_META_QUERIES    1024U
 /* Stopping: in-flight requests are waited for, then clients that do not read are cut; unless
  * --shutdown-timeout says otherwise. */
 #define LIMIT_SHUTDOWN_GRACE_MS 10000U

@@ -68,7 +68,9 @@ static void say_option(struct job *job, uint32_t option, const void *payload, si
 static void say_handshake(struct job *job, enum header_form form, bool contexts)
 {
     static const char meta[] = "\0\0\0\0"
-                               "\0\0\0\2"
+                               "\0\0\0\4"
+                               "\0\0\0\24qemu:dirty-bitmap:b0"
+                               "\0\0\0\24qemu:dirty-bitmap:b1"
                                "\0\0\0\17base:allocation"
                                "\0\0\0\25qemu:allocation-depth";
     static const uint8_t flags[4] = {0, 0, 0, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES};

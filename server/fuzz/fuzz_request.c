@@ -29,7 +29,7 @@ static struct request_rules take_rules(struct feed *feed)
     uint64_t size_bytes = feed_u64(feed);
     struct request_rules rules = {
         .form = (enum header_form)(choice % 3),
-        .meta_contexts = choice >> 2 & ((1U << META_CONTEXT_COUNT) - 1),
+        .meta_contexts = choice >> 2 & ((1U << META_FIXED_COUNT) - 1),
         .transmission_flags = flags,
         .size_bytes = size_bytes,
         .request_bytes = choice & 0x80 ? 65536 : LIMIT_PAYLOAD_BYTES,
@@ -85,7 +85,8 @@ static void judge_accepted(const struct request_rules *rules, const struct nbd_r
     if (request->type == NBD_CMD_BLOCK_STATUS) {
         demand(request->length > 0, "the status of nothing");
         demand(request->meta_contexts && !(request->meta_contexts & ~rules->meta_contexts),
-               "contexts 0x%x of 0x%x", request->meta_contexts, rules->meta_contexts);
+               "contexts 0x%llx of 0x%llx", (unsigned long long)request->meta_contexts,
+               (unsigned long long)rules->meta_contexts);
     }
     demand(!(request->flags & NBD_CMD_FLAG_FUA) || (rules->transmission_flags & NBD_FLAG_SEND_FUA),
            "FUA that was not offered");

@@ -446,6 +446,32 @@ static int co_memory_extents(struct image *image, uint64_t offset, uint64_t len,
     return 0;
 }
 
+static size_t memory_bitmap_list(struct image *image, struct image_bitmap *out, size_t capacity)
+{
+    static const struct image_bitmap bitmaps[] = {{7, "b0"}, {9, "b1"}};
+
+    (void)image;
+    for (size_t i = 0; i < MIN_OF(capacity, ARRAY_LEN(bitmaps)); i++) {
+        out[i] = bitmaps[i];
+    }
+    return ARRAY_LEN(bitmaps);
+}
+
+/* One of them is removed while clients have selected it. */
+static int co_memory_bitmap_extents(struct image *image, uint64_t bitmap_id, uint64_t offset,
+                                    uint64_t len, struct extent_list *list)
+{
+    demand(bitmap_id == 7 || bitmap_id == 9, "bitmap %llu", (unsigned long long)bitmap_id);
+    if (bitmap_id == 9 && offset >= MEMORY_IMAGE_BYTES / 2) {
+        return -ENOENT;
+    }
+    int rc = co_memory_extents(image, offset, len, list);
+    for (unsigned i = 0; i < list->count; i++) {
+        list->extents[i].flags = list->extents[i].depth ? EXTENT_DIRTY : 0;
+    }
+    return rc;
+}
+
 static const struct image_ops memory_image_ops = {
     .co_read = co_memory_read,
     .co_write = co_memory_write,
@@ -453,6 +479,8 @@ static const struct image_ops memory_image_ops = {
     .co_trim = co_memory_zero,
     .co_flush = co_memory_flush,
     .co_extents = co_memory_extents,
+    .bitmap_list = memory_bitmap_list,
+    .co_bitmap_extents = co_memory_bitmap_extents,
 };
 
 void memory_image_init(struct memory_image *memory)

@@ -37,7 +37,7 @@ struct judge {
     unsigned options_max;
     bool no_zeroes;
     bool may_hang_up; /* something was pipelined behind STARTTLS, in the clear */
-    bool context_ids[META_CONTEXT_COUNT + 1]; /* that were announced by the last SET_META_CONTEXT */
+    bool context_ids[META_CONTEXTS_MAX + 1]; /* that were announced by the last SET_META_CONTEXT */
     struct request_rules rules;
     struct asked *asked;
     size_t asked_count;
@@ -129,9 +129,9 @@ static void judge_meta(struct judge *judge, uint32_t option, const uint8_t *payl
     demand(len > 4, "META_CONTEXT without a name");
     uint32_t id = get_be32(payload);
     if (option == NBD_OPT_SET_META_CONTEXT) {
-        demand(id >= 1 && id <= META_CONTEXT_COUNT && !judge->context_ids[id], "context id %u", id);
+        demand(id >= 1 && id <= META_CONTEXTS_MAX && !judge->context_ids[id], "context id %u", id);
         judge->context_ids[id] = true;
-        judge->rules.meta_contexts |= 1U << (id - 1);
+        judge->rules.meta_contexts |= meta_context_bit(id - 1);
     }
 }
 
@@ -446,7 +446,7 @@ static void judge_status(struct judge *judge, const struct asked *asked, const u
     demand(len >= head + each && (len - head) % each == 0, "a status of %llu bytes",
            (unsigned long long)len);
     uint32_t id = get_be32(payload);
-    demand(id <= META_CONTEXT_COUNT && judge->context_ids[id], "the status of context %u", id);
+    demand(id <= META_CONTEXTS_MAX && judge->context_ids[id], "the status of context %u", id);
     uint64_t count = (len - head) / each;
     demand(!extended || get_be32(payload + 4) == count, "a count that is wrong");
     uint64_t total = 0;

@@ -254,6 +254,7 @@ static void connection_free(struct connection *conn)
     input_free(&conn->input);
     nbd_export_release(conn->chosen);
     nbd_export_release(conn->meta_export);
+    free(conn->meta_bitmap_ids);
     free(conn);
 }
 

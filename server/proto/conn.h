@@ -48,7 +48,8 @@ struct connection {
     struct nbd_export *chosen; /* held */
     struct list user_link;     /* in chosen->users */
     enum header_form form;
-    unsigned meta_contexts;         /* set of enum meta_context */
+    uint64_t meta_contexts;         /* a set (meta.h) */
+    uint64_t *meta_bitmap_ids;      /* of the image's bitmaps among them, in order; owned */
     struct nbd_export *meta_export; /* the one they were selected for; held */
     struct request_rules rules;
 

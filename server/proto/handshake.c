@@ -16,6 +16,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/utf8.h"
+#include "proto/bitmap_offer.h"
 #include "proto/meta.h"
 #include "proto/wire.h"
 
@@ -208,11 +209,21 @@ static uint16_t transmission_flags(const struct connection *conn, const struct n
     return (uint16_t)flags;
 }
 
+/* Nothing is selected any more. */
+static void forget_contexts(struct connection *conn)
+{
+    nbd_export_release(conn->meta_export);
+    free(conn->meta_bitmap_ids);
+    conn->meta_export = NULL;
+    conn->meta_bitmap_ids = NULL;
+    conn->meta_contexts = 0;
+}
+
 /* The end of haggling: this export, by these rules. */
 static void choose(struct connection *conn, struct nbd_export *export)
 {
     if (conn->meta_export != export) {
-        conn->meta_contexts = 0; /* they were selected for another one */
+        forget_contexts(conn); /* they were selected for another one */
     }
     nbd_export_hold(export);
     conn->chosen = export;
@@ -308,22 +319,11 @@ static enum next_step co_option_list(struct negotiation *talk)
     return co_ack(talk);
 }
 
-/* What SET_META_CONTEXT selected, and for which export. NULL: nothing is. */
-static void select_contexts(struct connection *conn, struct nbd_export *export, unsigned contexts)
-{
-    nbd_export_release(conn->meta_export);
-    conn->meta_export = export;
-    conn->meta_contexts = contexts;
-    if (export) {
-        nbd_export_hold(export);
-    }
-}
-
 /* Nothing that was agreed on in the clear counts any more: somebody else may have said it. */
 static void forget_negotiated(struct connection *conn)
 {
     conn->form = HEADERS_SIMPLE;
-    select_contexts(conn, NULL, 0);
+    forget_contexts(conn);
 }
 
 static enum next_step co_begin_tls(struct connection *conn)
@@ -501,19 +501,88 @@ static enum next_step co_option_extended_headers(struct negotiation *talk)
     return co_ack(talk);
 }
 
-static void co_list_contexts(struct negotiation *talk, unsigned contexts)
+static void co_name_context(struct negotiation *talk, uint32_t id, const char *prefix,
+                            const char *name)
 {
-    bool selecting = talk->option == NBD_OPT_SET_META_CONTEXT;
+    size_t prefix_len = strlen(prefix), name_len = strlen(name);
+    uint8_t *room = co_reply(talk, NBD_REP_META_CONTEXT, 4 + prefix_len + name_len);
 
-    for (unsigned i = 0; i < META_CONTEXT_COUNT; i++) {
-        if (!(contexts & (1U << i))) {
-            continue;
+    put_be32(room, id);
+    memcpy(room + 4, prefix, prefix_len);
+    memcpy(room + 4 + prefix_len, name, name_len);
+}
+
+static enum next_step co_list_contexts(struct negotiation *talk, const struct meta_query *query,
+                                       const struct bitmap_offer *offer)
+{
+    uint64_t fixed = meta_query_contexts(query);
+
+    for (unsigned i = 0; i < META_FIXED_COUNT; i++) {
+        if (fixed & meta_context_bit(i)) {
+            co_name_context(talk, 0, "", meta_context_name(i));
         }
-        size_t name_len = strlen(meta_context_name(i));
-        uint8_t *room = co_reply(talk, NBD_REP_META_CONTEXT, 4 + name_len);
-        put_be32(room, selecting ? meta_context_id(i) : 0);
-        memcpy(room + 4, meta_context_name(i), name_len);
     }
+    for (size_t i = 0; i < offer->count; i++) {
+        if (meta_query_names_bitmap(query, offer->bitmaps[i].name)) {
+            co_name_context(talk, 0, META_BITMAP_PREFIX, offer->bitmaps[i].name);
+        }
+    }
+    return co_ack(talk);
+}
+
+/* Drops from an offer what the queries do not name. */
+static void keep_named_bitmaps(const struct meta_query *query, struct bitmap_offer *offer)
+{
+    size_t kept = 0;
+
+    for (size_t i = 0; i < offer->count; i++) {
+        struct offered_bitmap bitmap = offer->bitmaps[i];
+        if (meta_query_names_bitmap(query, bitmap.name)) {
+            offer->bitmaps[i] = offer->bitmaps[kept];
+            offer->bitmaps[kept++] = bitmap;
+        }
+    }
+    bitmap_offer_trim(offer, kept);
+}
+
+/* What is selected is remembered for this export, and told with its ids. */
+static enum next_step co_select_contexts(struct negotiation *talk, struct nbd_export *export,
+                                         const struct meta_query *query, struct bitmap_offer *offer)
+{
+    struct connection *conn = talk->conn;
+    uint64_t *ids = NULL;
+
+    keep_named_bitmaps(query, offer);
+    if (offer->count > META_BITMAPS_MAX) {
+        return co_refuse(talk, NBD_REP_ERR_TOO_BIG,
+                         "%zu dirty bitmaps are named, at most %u can be selected at once",
+                         offer->count, META_BITMAPS_MAX);
+    }
+    if (offer->count > 0) {
+        ids = malloc(offer->count * sizeof(*ids));
+        if (!ids) {
+            return co_refuse(talk, NBD_REP_ERR_TOO_BIG, "out of memory");
+        }
+    }
+    uint64_t contexts = meta_query_contexts(query);
+    for (unsigned i = 0; i < offer->count; i++) {
+        ids[i] = offer->bitmaps[i].id;
+        contexts |= meta_context_bit(META_FIXED_COUNT + i);
+    }
+    nbd_export_hold(export);
+    conn->meta_export = export;
+    conn->meta_bitmap_ids = ids;
+    conn->meta_contexts = contexts;
+    for (unsigned i = 0; i < META_FIXED_COUNT; i++) {
+        if (contexts & meta_context_bit(i)) {
+            co_name_context(talk, meta_context_id(i), "", meta_context_name(i));
+        }
+    }
+    for (unsigned i = 0; i < offer->count; i++) {
+        co_name_context(talk, meta_context_id(META_FIXED_COUNT + i), META_BITMAP_PREFIX,
+                        offer->bitmaps[i].name);
+    }
+    return co_ack(talk);
 }
 
 static enum next_step co_option_meta_context(struct negotiation *talk)
@@ -521,10 +590,11 @@ static enum next_step co_option_meta_context(struct negotiation *talk)
     struct connection *conn = talk->conn;
     bool selecting = talk->option == NBD_OPT_SET_META_CONTEXT;
     struct meta_query query;
+    struct bitmap_offer offer;
     const char *why;
 
     if (selecting) { /* even a failed one forgets what was selected */
-        select_contexts(conn, NULL, 0);
+        forget_contexts(conn);
     }
     if (conn->form == HEADERS_SIMPLE) {
         return co_refuse(talk, NBD_REP_ERR_INVALID,
@@ -541,11 +611,21 @@ static enum next_step co_option_meta_context(struct negotiation *talk)
     if (!export) {
         return co_refuse_unknown_export(talk, query.export_name, query.export_name_len);
     }
-    if (selecting) {
-        select_contexts(conn, export, query.contexts);
+    if (query.count > LIMIT_META_QUERIES) {
+        return co_refuse(talk, NBD_REP_ERR_TOO_BIG, "%u queries, at most %u are answered",
+                         query.count, LIMIT_META_QUERIES);
     }
-    co_list_contexts(talk, query.contexts);
-    return co_ack(talk);
+    nbd_export_hold(export); /* it may be taken back while its loop is asked */
+    enum next_step next;
+    if (co_bitmap_offer(conn->service, export, &offer) < 0) {
+        next = co_refuse(talk, NBD_REP_ERR_TOO_BIG, "out of memory");
+    } else {
+        next = selecting ? co_select_contexts(talk, export, &query, &offer)
+                         : co_list_contexts(talk, &query, &offer);
+        bitmap_offer_free(&offer);
+    }
+    nbd_export_release(export);
+    return next;
 }
 
 typedef enum next_step co_option_fn(struct negotiation *talk);

@@ -340,12 +340,17 @@ static size_t put_status_chunk(uint8_t *at, const struct reply_to *to, unsigned 
     return chunk_header_bytes(to) + content_bytes;
 }
 
-int reply_block_status(struct reply *reply, const struct reply_to *to, unsigned contexts,
-                       const struct extent_list *list, bool only_one)
+int reply_block_status(struct reply *reply, const struct reply_to *to,
+                       const struct status_content *contents, unsigned count, bool only_one)
 {
-    assert(contexts != 0 && list->count > 0);
-    size_t room = META_CONTEXT_COUNT * (chunk_header_bytes(to) + status_prefix_bytes(to) +
-                                        list->count * status_extent_bytes(to));
+    size_t room = 0;
+
+    assert(count > 0);
+    for (unsigned i = 0; i < count; i++) {
+        assert(contents[i].list->count > 0);
+        room += chunk_header_bytes(to) + status_prefix_bytes(to) +
+                contents[i].list->count * status_extent_bytes(to);
+    }
     uint8_t *bytes = buffer_get(room);
     if (!bytes) {
         return -ENOMEM;
@@ -355,11 +360,9 @@ int reply_block_status(struct reply *reply, const struct reply_to *to, unsigned 
     reply->extra_len = room;
 
     size_t used = 0;
-    for (unsigned context = 0; context < META_CONTEXT_COUNT; context++) {
-        if (contexts & (1U << context)) {
-            bool last = contexts >> (context + 1) == 0;
-            used += put_status_chunk(bytes + used, to, context, list, only_one, last);
-        }
+    for (unsigned i = 0; i < count; i++) {
+        used += put_status_chunk(bytes + used, to, contents[i].context, contents[i].list, only_one,
+                                 i + 1 == count);
     }
     add_piece(reply, bytes, used);
     return 0;

@@ -60,12 +60,17 @@ void reply_error(struct reply *reply, const struct reply_to *to, uint32_t error,
  */
 void reply_read(struct reply *reply, const struct reply_to *to, void *payload, size_t len,
                 const struct read_holes *holes);
+/* What one context (meta.h) is answered with. The list is not empty. */
+struct status_content {
+    unsigned context;
+    const struct extent_list *list;
+};
+
 /*
- * One chunk for each context in the set (meta.h). With only_one, one extent each. The list is not
- * empty. 0 or -ENOMEM.
+ * One chunk for each of `count` (> 0) contexts. With only_one, one extent each. 0 or -ENOMEM.
  */
-int reply_block_status(struct reply *reply, const struct reply_to *to, unsigned contexts,
-                       const struct extent_list *list, bool only_one);
+int reply_block_status(struct reply *reply, const struct reply_to *to,
+                       const struct status_content *contents, unsigned count, bool only_one);
 
 /* Frees what the reply holds, payload excepted. */
 void reply_release(struct reply *reply);

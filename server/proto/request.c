@@ -19,7 +19,7 @@
 #define FILTER_ID_BYTES 4U
 
 static_assert(REQUEST_FILTER_BYTES_MAX ==
-                  sizeof(struct wire_status_request) + META_CONTEXT_COUNT * FILTER_ID_BYTES,
+                  sizeof(struct wire_status_request) + META_CONTEXTS_MAX * FILTER_ID_BYTES,
               "a filter may name every context");
 
 enum command_traits {
@@ -125,12 +125,13 @@ static void check_range(const struct command_rule *command, const struct request
     }
 }
 
-static void check_filter_size(struct nbd_request *request)
+static void check_filter_size(const struct request_rules *rules, struct nbd_request *request)
 {
     uint64_t ids_bytes = request->payload_len - sizeof(struct wire_status_request);
+    unsigned selected = (unsigned)__builtin_popcountll(rules->meta_contexts);
 
     if (request->payload_len <= sizeof(struct wire_status_request) ||
-        request->payload_len > REQUEST_FILTER_BYTES_MAX || ids_bytes % FILTER_ID_BYTES != 0) {
+        ids_bytes > (uint64_t)selected * FILTER_ID_BYTES || ids_bytes % FILTER_ID_BYTES != 0) {
         refuse(request, NBD_EINVAL, "the payload is no length and list of metadata contexts");
     }
 }
@@ -147,7 +148,7 @@ static void check(const struct command_rule *command, const struct request_rules
     } else if (request->type == NBD_CMD_BLOCK_STATUS && rules->meta_contexts == 0) {
         refuse(request, NBD_EINVAL, "no metadata context was selected");
     } else if (request->flags & NBD_CMD_FLAG_PAYLOAD_LEN && command->traits & MAY_SEND_FILTER) {
-        check_filter_size(request);
+        check_filter_size(rules, request);
     } else {
         check_range(command, rules, request);
     }
@@ -240,7 +241,7 @@ void request_decode_filter(const uint8_t *payload, const struct request_rules *r
 {
     const struct wire_status_request *wire = (const void *)payload;
     size_t ids = (size_t)(request->payload_len - sizeof(*wire)) / FILTER_ID_BYTES;
-    unsigned named = 0;
+    uint64_t named = 0;
 
     assert(request_has_filter(request) && request->payload_len <= REQUEST_FILTER_BYTES_MAX);
     request->payload_len = 0;
@@ -248,12 +249,12 @@ void request_decode_filter(const uint8_t *payload, const struct request_rules *r
     for (size_t i = 0; i < ids; i++) {
         unsigned context =
             meta_context_of_id(get_be32(payload + sizeof(*wire) + i * FILTER_ID_BYTES));
-        if (context == META_CONTEXT_COUNT || !(rules->meta_contexts & (1U << context)) ||
-            named & (1U << context)) {
+        uint64_t bit = context < META_CONTEXTS_MAX ? meta_context_bit(context) : 0;
+        if (!(rules->meta_contexts & bit) || named & bit) {
             refuse(request, NBD_EINVAL, "a metadata context that is not selected, or named twice");
             return;
         }
-        named |= 1U << context;
+        named |= bit;
     }
     request->meta_contexts = named;
     check_range(&commands[NBD_CMD_BLOCK_STATUS], rules, request);

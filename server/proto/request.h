@@ -21,7 +21,7 @@ struct request_rules {
     uint32_t request_bytes; /* the longest READ or WRITE */
     uint16_t transmission_flags;
     enum header_form form;
-    unsigned meta_contexts; /* the selected ones, a set of enum meta_context */
+    uint64_t meta_contexts; /* the selected ones, a set (meta.h) */
 };
 
 struct nbd_request {
@@ -31,14 +31,14 @@ struct nbd_request {
     uint64_t payload_len; /* bytes behind the header that belong to it, also when it is refused */
     uint16_t type;        /* as sent: may be unknown when error is set */
     uint16_t flags;
-    unsigned meta_contexts; /* that BLOCK_STATUS is to report */
+    uint64_t meta_contexts; /* that BLOCK_STATUS is to report */
     uint32_t error;         /* enum nbd_error; 0: inside the export, and may run */
     const char *reason;     /* for people, when error is set; a constant */
     bool hang_up;           /* its payload is too absurd to drain: answer, then disconnect */
 };
 
 /* The longest payload of a BLOCK_STATUS request that is not refused for its length. */
-#define REQUEST_FILTER_BYTES_MAX 16U
+#define REQUEST_FILTER_BYTES_MAX 264U
 
 size_t request_header_bytes(const struct request_rules *rules);
 

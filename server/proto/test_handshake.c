@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* The handshake, word by word, from a client that means well and from others. */
+#include <stdio.h>
 #include <string.h>
 
 #include "base/bytes.h"
 #include "base/limits.h"
 #include "base/log.h"
+#include "proto/meta.h"
 #include "proto/test_main.h"
 #include "proto/test_rig.h"
 
@@ -676,6 +678,136 @@ START_TEST(statement_23_24_listing)
 }
 END_TEST
 
+static struct client *structured(void)
+{
+    struct client *client = greeted(3);
+    client_option(client, NBD_OPT_STRUCTURED_REPLY, NULL, 0);
+    expect_ack(client, NBD_OPT_STRUCTURED_REPLY);
+    return client;
+}
+
+/* The next META_CONTEXT reply, which must name this context; returns its id. */
+static uint32_t expect_context(struct client *client, uint32_t option, const char *name)
+{
+    size_t len;
+    const uint8_t *reply = client_option_reply(client, option, NBD_REP_META_CONTEXT, &len);
+    ck_assert_uint_eq(len, 4 + strlen(name));
+    ck_assert_mem_eq(reply + 4, name, len - 4);
+    return get_be32(reply);
+}
+
+START_TEST(dirty_bitmaps_are_listed_and_selected)
+{
+    static const char *const all[] = {"qemu:dirty-bitmap:"};
+    static const char *const some[] = {"qemu:dirty-bitmap:b2", "qemu:dirty-bitmap:gone",
+                                       "base:allocation", "qemu:dirty-bitmap:b0"};
+    begin();
+    rig->disk->bitmap_count = 3;
+    struct client *client = structured();
+    set_contexts(client, NBD_OPT_LIST_META_CONTEXT, "", NULL, 0);
+    expect_context(client, NBD_OPT_LIST_META_CONTEXT, "base:allocation");
+    expect_context(client, NBD_OPT_LIST_META_CONTEXT, "qemu:allocation-depth");
+    for (unsigned i = 0; i < 3; i++) {
+        char name[32];
+        snprintf(name, sizeof(name), "qemu:dirty-bitmap:b%u", i);
+        ck_assert_uint_eq(expect_context(client, NBD_OPT_LIST_META_CONTEXT, name), 0);
+    }
+    expect_ack(client, NBD_OPT_LIST_META_CONTEXT);
+    set_contexts(client, NBD_OPT_LIST_META_CONTEXT, "", all, 1);
+    expect_context(client, NBD_OPT_LIST_META_CONTEXT, "qemu:dirty-bitmap:b0");
+    expect_context(client, NBD_OPT_LIST_META_CONTEXT, "qemu:dirty-bitmap:b1");
+    expect_context(client, NBD_OPT_LIST_META_CONTEXT, "qemu:dirty-bitmap:b2");
+    expect_ack(client, NBD_OPT_LIST_META_CONTEXT);
+
+    set_contexts(client, NBD_OPT_SET_META_CONTEXT, "", all, 1); /* a wildcard selects nothing */
+    expect_ack(client, NBD_OPT_SET_META_CONTEXT);
+    set_contexts(client, NBD_OPT_SET_META_CONTEXT, "", some, 4);
+    uint32_t ids[3] = {
+        expect_context(client, NBD_OPT_SET_META_CONTEXT, "base:allocation"),
+        expect_context(client, NBD_OPT_SET_META_CONTEXT, "qemu:dirty-bitmap:b0"),
+        expect_context(client, NBD_OPT_SET_META_CONTEXT, "qemu:dirty-bitmap:b2"),
+    };
+    ck_assert(ids[0] != ids[1] && ids[0] != ids[2] && ids[1] != ids[2]);
+    expect_ack(client, NBD_OPT_SET_META_CONTEXT);
+    client_go(client, "");
+
+    client_request(client, NBD_CMD_BLOCK_STATUS, 0, 7, 0, 6 * RIG_UNIT_BYTES);
+    for (unsigned i = 0; i < 3; i++) {
+        struct chunk chunk = client_chunk(client);
+        ck_assert(chunk.type == NBD_REPLY_TYPE_BLOCK_STATUS && get_be32(chunk.payload) == ids[i]);
+        ck_assert(chunk.flags == (i == 2 ? NBD_REPLY_FLAG_DONE : 0));
+        if (i > 0) { /* every second unit, every fourth */
+            unsigned every = i == 1 ? 2 : 4;
+            uint64_t at = 0;
+            for (const uint8_t *extent = chunk.payload + 4; extent < chunk.payload + chunk.length;
+                 extent += 8) {
+                bool dirty = at / RIG_UNIT_BYTES % every == 0;
+                ck_assert_uint_eq(get_be32(extent + 4), dirty ? META_BITMAP_DIRTY : 0);
+                at += get_be32(extent);
+            }
+            ck_assert_uint_eq(at, 6 * RIG_UNIT_BYTES);
+        }
+    }
+    /* One that is removed while it is selected: an error, and the connection goes on. */
+    rig->disk->removed_bitmap_id = RIG_BITMAP_ID + 2;
+    client_request(client, NBD_CMD_BLOCK_STATUS, 0, 8, 0, 4096);
+    client_expect_error_chunk(client, 8, NBD_EINVAL);
+    client_request(client, NBD_CMD_FLUSH, 0, 9, 0, 0);
+    client_expect_simple(client, 9, 0);
+    client_free(client);
+    end();
+}
+END_TEST
+
+/* Every bitmap is listed, and so many selected as have a place in a set. */
+START_TEST(many_dirty_bitmaps)
+{
+    static char names[RIG_BITMAPS_MAX][32];
+    const char *queries[RIG_BITMAPS_MAX];
+    static uint8_t payload[4 * LIMIT_META_QUERIES + 64];
+    size_t len;
+
+    begin();
+    rig->disk->bitmap_count = RIG_BITMAPS_MAX;
+    for (unsigned i = 0; i < RIG_BITMAPS_MAX; i++) {
+        snprintf(names[i], sizeof(names[i]), "qemu:dirty-bitmap:b%u", i);
+        queries[i] = names[i];
+    }
+    struct client *client = structured();
+    set_contexts(client, NBD_OPT_LIST_META_CONTEXT, "", NULL, 0);
+    for (unsigned i = 0; i < META_FIXED_COUNT + RIG_BITMAPS_MAX; i++) {
+        client_option_reply(client, NBD_OPT_LIST_META_CONTEXT, NBD_REP_META_CONTEXT, &len);
+    }
+    expect_ack(client, NBD_OPT_LIST_META_CONTEXT);
+
+    len = pack_meta(payload, "", queries, META_BITMAPS_MAX + 1);
+    client_option(client, NBD_OPT_SET_META_CONTEXT, payload, len);
+    expect_refusal(client, NBD_OPT_SET_META_CONTEXT, NBD_REP_ERR_TOO_BIG);
+    len = pack_meta(payload, "", queries, META_BITMAPS_MAX);
+    client_option(client, NBD_OPT_SET_META_CONTEXT, payload, len);
+    for (unsigned i = 0; i < META_BITMAPS_MAX; i++) {
+        client_option_reply(client, NBD_OPT_SET_META_CONTEXT, NBD_REP_META_CONTEXT, &len);
+    }
+    expect_ack(client, NBD_OPT_SET_META_CONTEXT);
+
+    /* More queries than are answered, all empty. */
+    memset(payload, 0, sizeof(payload));
+    put_be32(payload + 4, LIMIT_META_QUERIES + 1);
+    client_option(client, NBD_OPT_LIST_META_CONTEXT, payload, 8 + 4 * (LIMIT_META_QUERIES + 1));
+    expect_refusal(client, NBD_OPT_LIST_META_CONTEXT, NBD_REP_ERR_TOO_BIG);
+    client_go(client, "");
+    client_request(client, NBD_CMD_BLOCK_STATUS, 0, 7, 0, RIG_IMAGE_BYTES);
+    for (unsigned i = 0; i < META_BITMAPS_MAX; i++) {
+        struct chunk chunk = client_chunk(client);
+        ck_assert(get_be32(chunk.payload) == meta_context_id(META_FIXED_COUNT + i));
+        ck_assert(chunk.length > 4 && chunk.length <= 4 + 8 * LIMIT_STATUS_EXTENTS);
+        ck_assert(!!(chunk.flags & NBD_REPLY_FLAG_DONE) == (i + 1 == META_BITMAPS_MAX));
+    }
+    client_free(client);
+    end();
+}
+END_TEST
+
 START_TEST(statement_25_contexts_of_another_export_are_dropped)
 {
     size_t len;
@@ -1032,6 +1164,8 @@ int main(void)
         statement_51_payload_flag_goes_with_the_contexts,
         statement_22_contexts_need_structured_and_each_set_wipes,
         statement_23_24_listing,
+        dirty_bitmaps_are_listed_and_selected,
+        many_dirty_bitmaps,
         statement_25_contexts_of_another_export_are_dropped,
         statement_26_options_and_time_are_bounded,
         limits_are_the_services,

@@ -36,7 +36,7 @@ static unsigned named(bool listing, const char *const *queries, unsigned count)
     size_t len = pack(payload, queries, count);
     ck_assert(meta_query_parse(payload, len, listing, &query, &why));
     ck_assert(query.export_name_len == 2 && memcmp(query.export_name, "ex", 2) == 0);
-    return query.contexts;
+    return (unsigned)meta_query_contexts(&query);
 }
 
 #define NAMED(listing, ...)                            \
@@ -62,16 +62,47 @@ START_TEST(statement_23_queries)
 }
 END_TEST
 
+static bool names_bitmap(bool listing, const char *text, const char *bitmap)
+{
+    uint8_t payload[8192];
+    struct meta_query query;
+    const char *why;
+
+    size_t len = pack(payload, &text, text ? 1 : 0);
+    ck_assert(meta_query_parse(payload, len, listing, &query, &why));
+    return meta_query_names_bitmap(&query, bitmap);
+}
+
+START_TEST(statement_23_queries_for_bitmaps)
+{
+    ck_assert(names_bitmap(true, NULL, "b0"));
+    ck_assert(!names_bitmap(false, NULL, "b0"));
+    for (int listing = 0; listing < 2; listing++) {
+        ck_assert(names_bitmap(listing, "qemu:dirty-bitmap:b0", "b0"));
+        ck_assert(names_bitmap(listing, "qemu:dirty-bitmap:with: colon", "with: colon"));
+        ck_assert(!names_bitmap(listing, "qemu:dirty-bitmap:b0", "b00"));
+        ck_assert(!names_bitmap(listing, "qemu:dirty-bitmap:b00", "b0"));
+        ck_assert(!names_bitmap(listing, "qemu:dirty-bitmap", "b0"));
+        ck_assert(!names_bitmap(listing, "b0", "b0"));
+        ck_assert(!names_bitmap(listing, "base:", "b0"));
+        ck_assert(names_bitmap(listing, "qemu:", "b0") == listing);
+        ck_assert(names_bitmap(listing, "qemu:dirty-bitmap:", "b0") == listing);
+    }
+    ck_assert_uint_eq(NAMED(true, "qemu:dirty-bitmap:", "qemu:dirty-bitmap:b0"), 0);
+}
+END_TEST
+
 START_TEST(statement_24_duplicates_are_one)
 {
     ck_assert_uint_eq(NAMED(false, "base:allocation", "base:allocation"), BASE);
     ck_assert(meta_context_id(META_BASE_ALLOCATION) != meta_context_id(META_QEMU_ALLOCATION_DEPTH));
-    for (unsigned context = 0; context < META_CONTEXT_COUNT; context++) {
+    for (unsigned context = 0; context < META_CONTEXTS_MAX; context++) {
         ck_assert_uint_eq(meta_context_of_id(meta_context_id(context)), context);
     }
-    ck_assert_uint_eq(meta_context_of_id(0), META_CONTEXT_COUNT);
-    ck_assert_uint_eq(meta_context_of_id(META_CONTEXT_COUNT + 1), META_CONTEXT_COUNT);
-    ck_assert_uint_eq(meta_context_of_id(UINT32_MAX), META_CONTEXT_COUNT);
+    ck_assert_uint_eq(meta_context_of_id(0), META_CONTEXTS_MAX);
+    ck_assert_uint_eq(meta_context_of_id(META_CONTEXTS_MAX), META_CONTEXTS_MAX - 1);
+    ck_assert_uint_eq(meta_context_of_id(META_CONTEXTS_MAX + 1), META_CONTEXTS_MAX);
+    ck_assert_uint_eq(meta_context_of_id(UINT32_MAX), META_CONTEXTS_MAX);
 }
 END_TEST
 
@@ -113,7 +144,7 @@ START_TEST(any_bytes_are_safe)
         size_t len = state % (sizeof(payload) + 1);
         if (meta_query_parse(payload, len, round & 1, &query, &why)) {
             ck_assert(query.export_name_len <= len);
-            ck_assert(query.contexts < 1U << META_CONTEXT_COUNT);
+            ck_assert(meta_query_contexts(&query) < meta_context_bit(META_FIXED_COUNT));
         }
     }
 }
@@ -123,6 +154,7 @@ int main(void)
 {
     const TTest *const tests[] = {
         statement_23_queries,
+        statement_23_queries_for_bitmaps,
         statement_24_duplicates_are_one,
         statement_23_every_truncation_is_refused,
         any_bytes_are_safe,

@@ -227,9 +227,20 @@ START_TEST(statement_49_status_chunks)
         {.len = 512, .flags = EXTENT_ZERO, .depth = 2},
     };
     struct extent_list list = {extents, 4, 4};
+    struct extent dirty[] = {
+        {.len = 4096, .flags = EXTENT_DIRTY},
+        {.len = 69632, .flags = 0},
+        {.len = 4608, .flags = EXTENT_DIRTY},
+    };
+    struct extent_list dirty_list = {dirty, 3, 3};
+    const struct status_content contents[] = {
+        {META_BASE_ALLOCATION, &list},
+        {META_QEMU_ALLOCATION_DEPTH, &list},
+        {META_FIXED_COUNT + 5, &dirty_list},
+    };
     struct reply reply;
 
-    ck_assert(reply_block_status(&reply, &structured, 3, &list, false) == 0);
+    ck_assert(reply_block_status(&reply, &structured, contents, 2, false) == 0);
     uint8_t *bytes = flatten(&reply);
     /* base:allocation: the second and third are one */
     ck_assert_uint_eq(get_be16(bytes + 4), 0);
@@ -254,13 +265,26 @@ START_TEST(statement_49_status_chunks)
     free(bytes);
     reply_release(&reply);
 
-    ck_assert(reply_block_status(&reply, &structured, 1U << META_BASE_ALLOCATION, &list, true) ==
-              0);
+    ck_assert(reply_block_status(&reply, &structured, contents, 1, true) == 0);
     bytes = flatten(&reply);
     ck_assert_uint_eq(reply.total_bytes, 32);
     ck_assert_uint_eq(get_be16(bytes + 4), NBD_REPLY_FLAG_DONE);
     ck_assert_uint_eq(get_be32(bytes + 16), 12);
     ck_assert_uint_eq(get_be32(bytes + 24), 65536);
+    free(bytes);
+    reply_release(&reply);
+
+    /* A dirty bitmap has extents of its own. */
+    ck_assert(reply_block_status(&reply, &structured, contents + 1, 2, false) == 0);
+    bytes = flatten(&reply);
+    ck_assert_uint_eq(get_be16(bytes + 48 + 4), NBD_REPLY_FLAG_DONE);
+    ck_assert_uint_eq(get_be32(bytes + 48 + 16), 4 + 3 * 8);
+    ck_assert_uint_eq(get_be32(bytes + 48 + 20), meta_context_id(META_FIXED_COUNT + 5));
+    for (unsigned i = 0; i < 3; i++) {
+        ck_assert_uint_eq(get_be32(bytes + 48 + 24 + 8 * i), dirty[i].len);
+        ck_assert_uint_eq(get_be32(bytes + 48 + 28 + 8 * i), i == 1 ? 0 : META_BITMAP_DIRTY);
+    }
+    ck_assert_uint_eq(reply.total_bytes, 96);
     free(bytes);
     reply_release(&reply);
     buffer_pool_drain();
@@ -275,9 +299,13 @@ START_TEST(statement_50_extended_status_chunks)
         {.len = 512, .flags = 0, .depth = 2},
     };
     struct extent_list list = {extents, 3, 3};
+    const struct status_content contents[] = {
+        {META_BASE_ALLOCATION, &list},
+        {META_QEMU_ALLOCATION_DEPTH, &list},
+    };
     struct reply reply;
 
-    ck_assert(reply_block_status(&reply, &extended, 3, &list, false) == 0);
+    ck_assert(reply_block_status(&reply, &extended, contents, 2, false) == 0);
     uint8_t *bytes = flatten(&reply);
     struct seen_chunk chunk = see_chunk(bytes, &extended);
     ck_assert(chunk.type == NBD_REPLY_TYPE_BLOCK_STATUS_EXT && chunk.flags == 0);
@@ -298,7 +326,7 @@ START_TEST(statement_50_extended_status_chunks)
 
     list.count = 1; /* used for a short request, too */
     extents[0].len = 1;
-    ck_assert(reply_block_status(&reply, &extended, 2, &list, true) == 0);
+    ck_assert(reply_block_status(&reply, &extended, contents + 1, 1, true) == 0);
     bytes = flatten(&reply);
     chunk = see_chunk(bytes, &extended);
     ck_assert(chunk.type == NBD_REPLY_TYPE_BLOCK_STATUS_EXT && chunk.length == 24);

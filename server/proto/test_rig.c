@@ -3,6 +3,7 @@
 #include "proto/test_rig.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -322,6 +323,43 @@ static int co_disk_image_extents(struct image *image, uint64_t offset, uint64_t 
     return 0;
 }
 
+static size_t disk_image_bitmap_list(struct image *image, struct image_bitmap *out, size_t capacity)
+{
+    static char names[RIG_BITMAPS_MAX][8];
+    size_t count = disk_of(image)->bitmap_count;
+
+    ck_assert(count <= RIG_BITMAPS_MAX);
+    for (size_t i = 0; i < MIN_OF(count, capacity); i++) {
+        snprintf(names[i], sizeof(names[i]), "b%zu", i);
+        out[i] = (struct image_bitmap){RIG_BITMAP_ID + i, names[i]};
+    }
+    return count;
+}
+
+static int co_disk_image_bitmap_extents(struct image *image, uint64_t bitmap_id, uint64_t offset,
+                                        uint64_t len, struct extent_list *list)
+{
+    struct fake_image *disk = disk_of(image);
+    uint64_t end = offset + len;
+
+    ck_assert(len > 0 && end <= image->size_bytes && list->capacity > 0);
+    ck_assert(bitmap_id >= RIG_BITMAP_ID && bitmap_id < RIG_BITMAP_ID + disk->bitmap_count);
+    int rc = co_pass(disk, 'b', offset);
+    if (rc < 0 || bitmap_id == disk->removed_bitmap_id) {
+        return rc < 0 ? rc : -ENOENT;
+    }
+    list->count = 0;
+    while (offset < end && list->count < list->capacity) {
+        uint64_t unit = offset / RIG_UNIT_BYTES;
+        uint64_t run = MIN_OF(end, (unit + 1) * RIG_UNIT_BYTES) - offset;
+        bool dirty = unit % (bitmap_id - RIG_BITMAP_ID + 2) == 0;
+        list->extents[list->count++] =
+            (struct extent){.len = run, .flags = dirty ? EXTENT_DIRTY : 0};
+        offset += run;
+    }
+    return 0;
+}
+
 static const struct image_ops disk_image_ops = {
     .co_read = co_disk_image_read,
     .co_write = co_disk_image_write,
@@ -329,6 +367,8 @@ static const struct image_ops disk_image_ops = {
     .co_trim = co_disk_image_trim,
     .co_flush = co_disk_image_flush,
     .co_extents = co_disk_image_extents,
+    .bitmap_list = disk_image_bitmap_list,
+    .co_bitmap_extents = co_disk_image_bitmap_extents,
 };
 
 unsigned rig_held(const struct rig *rig)

@@ -17,6 +17,8 @@
 #define RIG_IMAGE_BYTES (4U << 20)
 #define RIG_UNIT_BYTES  4096U
 #define RIG_TIMERS_MAX  32U
+#define RIG_BITMAPS_MAX 100U
+#define RIG_BITMAP_ID   100U
 #define MS              1000000ULL
 
 /* The client's end of a connection, and the stream that the server has. */
@@ -54,6 +56,9 @@ struct fake_image {
     uint8_t bytes[RIG_IMAGE_BYTES];
     uint8_t extent_flags[RIG_IMAGE_BYTES / RIG_UNIT_BYTES]; /* EXTENT_* */
     uint8_t depth[RIG_IMAGE_BYTES / RIG_UNIT_BYTES];
+    /* Named "b0", "b1", ...; number n has every (n + 2)nd unit dirty. Their ids begin with 100. */
+    size_t bitmap_count;
+    uint64_t removed_bitmap_id; /* 0: none is */
     bool hold;
     struct list held;
     int fail; /* -errno of every operation, 0: none */

@@ -335,12 +335,12 @@ START_TEST(statement_49_block_status)
     make_checkered();
     struct client *client = client_enter(rig, "", WITH_CONTEXTS);
     client_request(client, NBD_CMD_BLOCK_STATUS, 0, 1, 100, 5 * RIG_UNIT_BYTES);
-    for (unsigned context = 0; context < META_CONTEXT_COUNT; context++) {
+    for (unsigned context = 0; context < META_FIXED_COUNT; context++) {
         struct chunk chunk = client_chunk(client);
         ck_assert(chunk.type == NBD_REPLY_TYPE_BLOCK_STATUS);
         ck_assert(chunk.length == 4 + 6 * 8);
         ck_assert(get_be32(chunk.payload) == meta_context_id(context));
-        ck_assert(chunk.flags == (context + 1 == META_CONTEXT_COUNT ? NBD_REPLY_FLAG_DONE : 0));
+        ck_assert(chunk.flags == (context + 1 == META_FIXED_COUNT ? NBD_REPLY_FLAG_DONE : 0));
         uint64_t sum = 0;
         for (unsigned i = 0; i < 6; i++) {
             const uint8_t *extent = chunk.payload + 4 + 8 * (size_t)i;
@@ -352,12 +352,12 @@ START_TEST(statement_49_block_status)
         ck_assert_uint_eq(sum, 5 * RIG_UNIT_BYTES);
     }
     client_request(client, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_REQ_ONE, 2, 0, RIG_IMAGE_BYTES);
-    for (unsigned context = 0; context < META_CONTEXT_COUNT; context++) {
+    for (unsigned context = 0; context < META_FIXED_COUNT; context++) {
         struct chunk chunk = client_chunk(client);
         ck_assert(chunk.length == 12 && get_be32(chunk.payload + 4) == RIG_UNIT_BYTES);
     }
     client_request(client, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_REQ_ONE, 3, 4, 10);
-    for (unsigned context = 0; context < META_CONTEXT_COUNT; context++) {
+    for (unsigned context = 0; context < META_FIXED_COUNT; context++) {
         struct chunk chunk = client_chunk(client);
         ck_assert(chunk.length == 12 && get_be32(chunk.payload + 4) == 10);
     }
@@ -478,16 +478,16 @@ START_TEST(statement_51_status_filters)
     make_checkered();
     struct client *client = client_enter(rig, "", EXTENDED_WITH_CONTEXTS);
     client_extended(client, NBD_CMD_BLOCK_STATUS, 0, 1, 0, 3 * RIG_UNIT_BYTES);
-    for (unsigned context = 0; context < META_CONTEXT_COUNT; context++) {
+    for (unsigned context = 0; context < META_FIXED_COUNT; context++) {
         struct chunk chunk = client_chunk(client);
         ck_assert(chunk.type == NBD_REPLY_TYPE_BLOCK_STATUS_EXT && chunk.length == 8 + 3 * 16);
         ck_assert(get_be32(chunk.payload) == meta_context_id(context));
         ck_assert(get_be32(chunk.payload + 4) == 3);
-        ck_assert(chunk.flags == (context + 1 == META_CONTEXT_COUNT ? NBD_REPLY_FLAG_DONE : 0));
+        ck_assert(chunk.flags == (context + 1 == META_FIXED_COUNT ? NBD_REPLY_FLAG_DONE : 0));
     }
     /* One context after the other, delivered in pieces, and a flush right behind. */
     client->deliver_most = 7;
-    for (unsigned context = 0; context < META_CONTEXT_COUNT; context++) {
+    for (unsigned context = 0; context < META_FIXED_COUNT; context++) {
         pack_extended(words, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_PAYLOAD_LEN, 2, RIG_UNIT_BYTES, 12);
         put_be64(words + 32, 2 * RIG_UNIT_BYTES);
         put_be32(words + 40, meta_context_id(context));

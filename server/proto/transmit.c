@@ -97,6 +97,22 @@ void transmit_free_spares(struct nbd_service *service)
     service->spare_count = 0;
 }
 
+/*
+ * What a BLOCK_STATUS asks of the image: one list serves all contexts that are every export's, each
+ * dirty bitmap has its own.
+ */
+static bool wants_extents(const struct nbd_request *request)
+{
+    return request->meta_contexts & (meta_context_bit(META_FIXED_COUNT) - 1);
+}
+
+static unsigned status_list_count(const struct nbd_request *request)
+{
+    return (unsigned)__builtin_popcountll(request->meta_contexts >> META_FIXED_COUNT) +
+           wants_extents(request);
+}
+
+/* Extents in one list, and less in each where there are many of them. */
 static unsigned status_extent_capacity(const struct nbd_request *request)
 {
     uint64_t wanted = request->length / STATUS_EXTENT_BYTES + 2;
@@ -104,8 +120,8 @@ static unsigned status_extent_capacity(const struct nbd_request *request)
     if (request->flags & NBD_CMD_FLAG_REQ_ONE) {
         wanted = 0;
     }
-    return (unsigned)MIN_OF(MAX_OF(wanted, (uint64_t)STATUS_EXTENTS_MIN),
-                            (uint64_t)LIMIT_STATUS_EXTENTS);
+    wanted = MIN_OF(wanted, (uint64_t)LIMIT_STATUS_EXTENTS / status_list_count(request));
+    return (unsigned)MAX_OF(wanted, (uint64_t)STATUS_EXTENTS_MIN);
 }
 
 /* Memory that the request will hold from admission until its reply has left. */
@@ -120,7 +136,9 @@ static uint64_t bytes_needed(const struct nbd_request *request)
         return request->length;
     case NBD_CMD_BLOCK_STATUS:
         return (uint64_t)status_extent_capacity(request) *
-               (sizeof(struct extent) + META_CONTEXT_COUNT * sizeof(struct wire_status_ext_extent));
+               (status_list_count(request) * sizeof(struct extent) +
+                (unsigned)__builtin_popcountll(request->meta_contexts) *
+                    sizeof(struct wire_status_ext_extent));
     default:
         return 0;
     }
@@ -574,23 +592,67 @@ static int co_run_zero(struct command *command, struct image *image)
     return image->ops->co_zero(image, request->offset, request->length, image_flags(request));
 }
 
+/* What the image says to one request, in one piece of memory. */
+struct status_answer {
+    struct extent_list lists[META_CONTEXTS_MAX];
+    struct status_content contents[META_CONTEXTS_MAX];
+    struct extent extents[];
+};
+
+static int co_ask_status(struct command *command, struct image *image, struct status_answer *answer,
+                         unsigned *content_count)
+{
+    const struct nbd_request *request = &command->request;
+    const uint64_t *bitmap_ids = command->conn->meta_bitmap_ids;
+    unsigned capacity = status_extent_capacity(request);
+    unsigned lists = 0, contents = 0;
+
+    for (unsigned context = 0; context < META_CONTEXTS_MAX; context++) {
+        struct extent_list *list = &answer->lists[lists];
+        int rc = 0;
+        if (!(request->meta_contexts & meta_context_bit(context))) {
+            continue;
+        }
+        if (context < META_FIXED_COUNT && contents > 0) {
+            list = &answer->lists[0]; /* described already */
+        } else {
+            *list = (struct extent_list){answer->extents + (size_t)lists * capacity, capacity, 0};
+            lists++;
+            rc = context < META_FIXED_COUNT
+                     ? image->ops->co_extents(image, request->offset, request->length, list)
+                     : image->ops->co_bitmap_extents(image, bitmap_ids[context - META_FIXED_COUNT],
+                                                     request->offset, request->length, list);
+        }
+        if (rc < 0) {
+            /* Removed since it was selected: the context is nobody's any more. */
+            return rc == -ENOENT ? -EINVAL : rc;
+        }
+        answer->contents[contents++] = (struct status_content){context, list};
+    }
+    *content_count = contents;
+    return 0;
+}
+
 static int co_run_status(struct command *command, struct image *image)
 {
     const struct nbd_request *request = &command->request;
     struct reply_to to = reply_to(command);
-    struct extent_list list = {.capacity = status_extent_capacity(request)};
-    size_t list_bytes = list.capacity * sizeof(struct extent);
+    struct status_answer *answer;
+    size_t answer_bytes = sizeof(*answer) + (size_t)status_list_count(request) *
+                                                status_extent_capacity(request) *
+                                                sizeof(struct extent);
+    unsigned content_count = 0;
 
-    list.extents = buffer_get(list_bytes);
-    if (!list.extents) {
+    answer = (void *)buffer_get(answer_bytes);
+    if (!answer) {
         return -ENOMEM;
     }
-    int rc = image->ops->co_extents(image, request->offset, request->length, &list);
+    int rc = co_ask_status(command, image, answer, &content_count);
     if (rc == 0) {
-        rc = reply_block_status(&command->reply, &to, request->meta_contexts, &list,
+        rc = reply_block_status(&command->reply, &to, answer->contents, content_count,
                                 request->flags & NBD_CMD_FLAG_REQ_ONE);
     }
-    buffer_put(list.extents, list_bytes);
+    buffer_put((uint8_t *)answer, answer_bytes);
     return rc;
 }
 

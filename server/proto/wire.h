@@ -104,6 +104,9 @@ enum nbd_command {
 #define NBD_STATE_HOLE 0x0001U
 #define NBD_STATE_ZERO 0x0002U
 
+/* The status of qemu:dirty-bitmap:NAME (docs/interop/nbd.txt of QEMU). */
+#define META_BITMAP_DIRTY 0x0001U
+
 /*
  * The headers that the handshake settled on: each form has what those before it have. Structured
  * replaces the simple reply by chunks where there is content, extended has 64-bit lengths in both
