@@ -306,7 +306,7 @@ static void init_service(struct server *server)
 static int co_confine(struct server *server, struct errtext *err)
 {
     const struct confinement_leavings leavings = {
-        .socket = server->listeners.socket_path,
+        .socket = server->listeners.doorway.socket_path,
         .directory = server->temporary_directory,
         .pid_file = server->config->service.pid_file,
     };

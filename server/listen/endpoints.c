@@ -56,7 +56,7 @@ static int add(struct endpoints *endpoints, enum net_family family, char *name, 
                uint32_t cid, struct errtext *err)
 {
     unsigned at = endpoints->count;
-    assert(at < LISTEN_SOCKETS_MAX);
+    assert(at < DOORWAY_SOCKETS_MAX);
     if (!name) {
         return err_set(err, ENOMEM, "out of memory");
     }

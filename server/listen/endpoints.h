@@ -24,7 +24,7 @@ struct endpoint {
 
 /* Unix sockets first: only they say who may connect. */
 struct endpoints {
-    struct endpoint items[LISTEN_SOCKETS_MAX];
+    struct endpoint items[DOORWAY_SOCKETS_MAX];
     unsigned count;
 };
 

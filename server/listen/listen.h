@@ -13,34 +13,18 @@
 #include "base/errtext.h"
 #include "io/net.h"
 #include "listen/admission.h"
+#include "listen/doorway.h"
 #include "proto/nbd.h"
 #include "sched/loop.h"
 #include "sched/sync.h"
 
-/* Addresses one host name may have, and a Unix socket. */
-#define LISTEN_SOCKETS_MAX 17U
-
-struct listeners;
-
-struct listen_socket {
-    struct listeners *owner;
-    struct accepter *accepter;
-    bool in_trouble; /* the last accept failed, and that has been logged */
-};
-
 struct listeners {
-    struct loop *loop;
+    struct doorway doorway;
     struct nbd_service *service;
-    struct listen_socket sockets[LISTEN_SOCKETS_MAX];
-    unsigned count;
-    struct group accepting;
     struct group connections;
     struct admission admission; /* of those that are accepted */
     uint64_t refused;           /* since the last log line about it */
     uint64_t next_refusal_log_ns;
-    char *socket_path; /* of the Unix socket that we made; NULL: none */
-    dev_t socket_device;
-    ino_t socket_inode;
 };
 
 /* At most so many connections at once, and from one address (0: no limit). */
