@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Whole (sub)clusters change their entry; the ragged ends are written as zeroes. What a cluster
- * needs is decided by a pure function from its entry; the loop then does a run of clusters at a
- * time. A trimmed range reads as zeroes: with a backing file the zero flag is set, never a bare
- * empty entry that would let old data of the backing file through.
+ * Whole (sub)clusters change their entry. A ragged end whose subcluster reads as zeroes everywhere
+ * else is as good as whole; otherwise it is written as zeroes. What a cluster needs is decided by a
+ * pure function from its entry; the loop then does a run of clusters at a time. A trimmed range
+ * reads as zeroes: with a backing file the zero flag is set, never a bare empty entry that would
+ * let old data of the backing file through.
  */
 #include "qcow2/discard.h"
 
@@ -110,7 +111,8 @@ static enum action choose_action(const struct qcow2 *q, const struct cluster_par
     }
     if (mode == ZERO_RESERVE && !own) {
         /* A cluster that keeps data of its other subclusters moves with its data. */
-        return part->whole || entry_class == ENTRY_EMPTY ? ACTION_RESERVE : ACTION_WRITE;
+        bool alone = part->whole || (old.bitmap & SUBCLUSTERS_ALL & ~part_bits(q, part)) == 0;
+        return alone ? ACTION_RESERVE : ACTION_WRITE;
     }
     struct l2_entry fresh = zeroed_entry(q, part, old, mode);
     bool same = fresh.descriptor == old.descriptor && fresh.bitmap == old.bitmap;
@@ -274,6 +276,9 @@ static int co_zero_subclusters(struct qcow2 *q, guest_off at, guest_off end, enu
             break;
         case ACTION_WRITE:
             ret = co_write_zeroes(q, part.start, part.end, mode == ZERO_RESERVE);
+            if (q->geo.has_zero_flag) {
+                next = at; /* a place of its own now: its bytes need not be looked at */
+            }
             break;
         }
         if (ret < 0) {
@@ -294,17 +299,96 @@ static void whole_subclusters(const struct qcow2 *q, guest_off start, guest_off 
                                                         : round_down_to(end.bytes, unit);
 }
 
-/* One piece: ragged head, whole subclusters, ragged tail. Exclusive hold taken. */
+/* A part of one subcluster, and what it takes. */
+struct ragged {
+    guest_off start;
+    guest_off end;
+    guest_off unit_start; /* of the subcluster */
+    guest_off unit_end;
+    enum action action;
+    bool as_whole; /* the action is for the whole subcluster */
+};
+
+/* Whether the subcluster reads as zeroes outside of the part. */
+static int co_rest_reads_zero(struct qcow2 *q, const struct ragged *ragged, bool *zero)
+{
+    int ret = co_reads_zero_deep(q, ragged->unit_start,
+                                 ragged->start.bytes - ragged->unit_start.bytes, zero);
+    if (ret < 0 || !*zero) {
+        return ret;
+    }
+    return co_reads_zero_deep(q, ragged->end, ragged->unit_end.bytes - ragged->end.bytes, zero);
+}
+
+/*
+ * What to do with [start, end), a part of one subcluster. All of the subcluster is made zeroes when
+ * the rest of it reads so already: true for as long as it is held exclusively (O5), however long
+ * looking takes (O7). Version 2 has no flag to say so with: there such a cluster is nothing, and
+ * reads as zeroes, or needs its bytes. A place kept behind a zero flag stays: the rest of it was
+ * not asked about.
+ */
+static int co_ragged_at(struct qcow2 *q, guest_off start, guest_off end, enum zero_mode mode,
+                        struct ragged *ragged)
+{
+    uint64_t unit = q->geo.subcluster_bytes;
+    struct cluster_part part;
+    bool zero = false;
+    int ret = 0;
+
+    *ragged = (struct ragged){.start = start,
+                              .end = end,
+                              .unit_start = {round_down_to(start.bytes, unit)},
+                              .unit_end = {round_up_to(end.bytes, unit)},
+                              .action = ACTION_WRITE};
+    if (mode != ZERO_RESERVE) {
+        ret = co_reads_zero_deep(q, start, end.bytes - start.bytes, &zero);
+    }
+    if (ret < 0 || zero) {
+        ragged->action = ACTION_NOTHING;
+        return ret;
+    }
+    if (!q->geo.has_zero_flag) {
+        return 0;
+    }
+    ret = co_rest_reads_zero(q, ragged, &zero);
+    if (ret < 0 || !zero) {
+        return ret;
+    }
+    ragged->as_whole = true;
+    return co_action_at(q, ragged->unit_start, ragged->unit_end, mode, &part, &ragged->action);
+}
+
+/* Zeroes a part of one subcluster, under an exclusive hold. Does nothing for an empty range. */
+static int co_zero_ragged(struct qcow2 *q, guest_off start, guest_off end, enum zero_mode mode)
+{
+    struct ragged ragged;
+
+    if (start.bytes >= end.bytes) {
+        return 0;
+    }
+    int ret = co_ragged_at(q, start, end, mode, &ragged);
+    if (ret < 0 || ragged.action == ACTION_NOTHING) {
+        return ret;
+    }
+    if (ragged.as_whole) {
+        return co_zero_subclusters(q, ragged.unit_start, ragged.unit_end, mode);
+    }
+    return co_write_zeroes(q, start, end, mode == ZERO_RESERVE);
+}
+
+/*
+ * One piece: ragged head, whole subclusters, ragged tail; without a whole one, as many parts as
+ * there are subclusters. Exclusive hold taken.
+ */
 static int co_zero_piece(struct qcow2 *q, guest_off start, guest_off end, enum zero_mode mode)
 {
     guest_off whole_start, whole_end;
-    bool even_if_zero = mode == ZERO_RESERVE;
 
     whole_subclusters(q, start, end, &whole_start, &whole_end);
-    if (whole_start.bytes >= whole_end.bytes) {
-        return co_write_zeroes(q, start, end, even_if_zero);
+    if (whole_start.bytes > whole_end.bytes) {
+        return co_zero_ragged(q, start, end, mode);
     }
-    int ret = co_write_zeroes(q, start, whole_start, even_if_zero);
+    int ret = co_zero_ragged(q, start, whole_start, mode);
     if (ret < 0) {
         return ret;
     }
@@ -312,7 +396,7 @@ static int co_zero_piece(struct qcow2 *q, guest_off start, guest_off end, enum z
     if (ret < 0) {
         return ret;
     }
-    return co_write_zeroes(q, whole_end, end, even_if_zero);
+    return co_zero_ragged(q, whole_end, end, mode);
 }
 
 static int co_zero_piece_holding(struct qcow2 *q, guest_off start, guest_off end,
@@ -368,57 +452,70 @@ static int co_zero_range(struct qcow2 *q, guest_off start, guest_off end, enum z
     return 0;
 }
 
-/* Whether [start, end) can be zeroed by changing entries only. */
+static bool is_fast(enum action action)
+{
+    return action == ACTION_NOTHING || action == ACTION_ENTRY;
+}
+
+static int co_ragged_is_fast(struct qcow2 *q, guest_off start, guest_off end, enum zero_mode mode,
+                             bool *fast)
+{
+    struct ragged ragged;
+
+    *fast = true;
+    if (start.bytes >= end.bytes) {
+        return 0;
+    }
+    int ret = co_ragged_at(q, start, end, mode, &ragged);
+    *fast = ret == 0 && is_fast(ragged.action);
+    return ret;
+}
+
+/* Whether the whole subclusters [at, end) can be zeroed by changing entries only. */
+static int co_whole_is_fast(struct qcow2 *q, guest_off at, guest_off end, enum zero_mode mode,
+                            bool *fast)
+{
+    /* Only the first and the last cluster can be partial; NO_HOLE must look at all. */
+    *fast = true;
+    while (at.bytes < end.bytes && *fast) {
+        struct cluster_part part;
+        enum action action;
+        int ret = co_action_at(q, at, end, mode, &part, &action);
+        if (ret < 0) {
+            return ret;
+        }
+        *fast = is_fast(action);
+        at = part.end;
+        uint64_t last_cluster = round_down_to(end.bytes - 1, q->geo.cluster_bytes);
+        if (mode != ZERO_RESERVE && at.bytes < last_cluster) {
+            at.bytes = last_cluster;
+        }
+    }
+    return 0;
+}
+
+/* Whether [start, end) can be zeroed by changing entries only: what co_zero_piece() would do. */
 static int co_zero_is_fast(struct qcow2 *q, guest_off start, guest_off end, enum zero_mode mode,
                            bool *fast)
 {
     guest_off whole_start, whole_end;
-    int ret;
 
     *fast = false;
     if (!q->geo.has_zero_flag) {
         return 0;
     }
     whole_subclusters(q, start, end, &whole_start, &whole_end);
-    if (whole_start.bytes >= whole_end.bytes) {
-        return co_reads_zero(q, start, end.bytes - start.bytes, fast);
+    if (whole_start.bytes > whole_end.bytes) {
+        return co_ragged_is_fast(q, start, end, mode, fast);
     }
-    bool head_zero = true, tail_zero = true;
-    if (start.bytes < whole_start.bytes) {
-        ret = co_reads_zero(q, start, whole_start.bytes - start.bytes, &head_zero);
-        if (ret < 0) {
-            return ret;
-        }
+    int ret = co_ragged_is_fast(q, start, whole_start, mode, fast);
+    if (ret == 0 && *fast) {
+        ret = co_ragged_is_fast(q, whole_end, end, mode, fast);
     }
-    if (whole_end.bytes < end.bytes) {
-        ret = co_reads_zero(q, whole_end, end.bytes - whole_end.bytes, &tail_zero);
-        if (ret < 0) {
-            return ret;
-        }
+    if (ret == 0 && *fast) {
+        ret = co_whole_is_fast(q, whole_start, whole_end, mode, fast);
     }
-    if (!head_zero || !tail_zero) {
-        return 0;
-    }
-    /* Only the first and the last cluster can be partial; NO_HOLE must look at all. */
-    guest_off at = whole_start;
-    while (at.bytes < whole_end.bytes) {
-        struct cluster_part part;
-        enum action action;
-        ret = co_action_at(q, at, whole_end, mode, &part, &action);
-        if (ret < 0) {
-            return ret;
-        }
-        if (action == ACTION_WRITE || action == ACTION_RESERVE) {
-            return 0;
-        }
-        at = part.end;
-        uint64_t last_cluster = round_down_to(whole_end.bytes - 1, q->geo.cluster_bytes);
-        if (mode != ZERO_RESERVE && at.bytes < last_cluster) {
-            at.bytes = last_cluster;
-        }
-    }
-    *fast = true;
-    return 0;
+    return ret;
 }
 
 static int co_zero_request(struct qcow2 *q, guest_off start, guest_off end, enum zero_mode mode,

@@ -250,7 +250,24 @@ int co_read_for_copy(struct qcow2 *q, guest_off guest, void *buf, size_t len)
     return inside > 0 ? co_read_range(q, guest, buf, inside, NULL) : 0;
 }
 
-int co_reads_zero(struct qcow2 *q, guest_off guest, uint64_t len, bool *zero)
+/* How far from `guest` on a raw file reads as zeroes, as its holes tell: *len is cut to that. */
+static int co_raw_reads_zero(const struct found *found, guest_off guest, bool *zero, uint64_t *len)
+{
+    struct extent extent;
+    struct extent_list list = {&extent, 1, 0};
+    struct image *image = found->layer->backing_raw;
+
+    int ret = image->ops->co_extents(image, guest.bytes, found->len, &list);
+    if (ret < 0) {
+        return ret;
+    }
+    *zero = (extent.flags & EXTENT_ZERO) != 0;
+    *len = extent.len;
+    return 0;
+}
+
+static int co_range_reads_zero(struct qcow2 *q, guest_off guest, uint64_t len, bool ask_raw,
+                               bool *zero)
 {
     uint64_t end = MIN_OF(guest.bytes + len, q->image.size_bytes);
     *zero = true;
@@ -261,9 +278,25 @@ int co_reads_zero(struct qcow2 *q, guest_off guest, uint64_t len, bool *zero)
             return ret;
         }
         *zero = found.kind == FOUND_ZERO;
+        if (ask_raw && found.kind == FOUND_RAW) {
+            ret = co_raw_reads_zero(&found, guest, zero, &found.len);
+            if (ret < 0) {
+                return ret;
+            }
+        }
         guest.bytes += found.len;
     }
     return 0;
+}
+
+int co_reads_zero(struct qcow2 *q, guest_off guest, uint64_t len, bool *zero)
+{
+    return co_range_reads_zero(q, guest, len, false, zero);
+}
+
+int co_reads_zero_deep(struct qcow2 *q, guest_off guest, uint64_t len, bool *zero)
+{
+    return co_range_reads_zero(q, guest, len, true, zero);
 }
 
 /* Adds to the list, merging equal neighbours; false when it is full. */

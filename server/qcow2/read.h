@@ -28,6 +28,11 @@ int co_read_for_copy(struct qcow2 *q, guest_off guest, void *buf, size_t len);
  * errors are returned. May suspend.
  */
 int co_reads_zero(struct qcow2 *q, guest_off guest, uint64_t len, bool *zero);
+/*
+ * The same, and asks the file system for the holes of a raw file at the chain's end. Past the end
+ * of the disk, and for len 0, all is zero.
+ */
+int co_reads_zero_deep(struct qcow2 *q, guest_off guest, uint64_t len, bool *zero);
 
 /* Whether anything shows through an unallocated cluster at `guest`. */
 bool backing_covers(const struct qcow2 *q, guest_off guest);

@@ -194,6 +194,91 @@ START_TEST(subclusters_go_one_by_one)
 }
 END_TEST
 
+/* Zeroes; the request must be worked off without a byte of data, or not. */
+static void co_zero_thin(struct rig *rig, uint64_t offset, uint64_t len, unsigned flags, bool thin)
+{
+    unsigned data_writes = 0;
+    rig_forget(rig);
+    co_rig_zero(rig, offset, len, flags);
+    for (unsigned i = 0; i < rig->event_count; i++) {
+        data_writes += rig->events[i].call == RIG_WRITE && rig->events[i].place == RIG_DATA;
+    }
+    ck_assert_int_eq(data_writes == 0, thin);
+    co_rig_expect(rig, offset, len, 0);
+}
+
+static void co_fast_gives(struct rig *rig, uint64_t offset, uint64_t len, unsigned flags, int gives)
+{
+    int ret = co_fast(rig, offset, len, flags);
+    ck_assert_int_eq(ret, gives);
+}
+
+/* Parts of clusters whose rest reads as zeroes: the backing file ends in the middle of the 7th. */
+static void co_thin(struct rig *rig)
+{
+    const bool extended = rig->create.extended_l2;
+    const uint64_t sub = CLUSTER / 32;
+    const uint64_t backed_end = 6 * CLUSTER + CLUSTER / 2 - 512;
+    /* The backing file's last bytes in the cluster, or in the subcluster. */
+    uint64_t last = extended ? sub - 512 : backed_end % CLUSTER;
+    co_zero_thin(rig, backed_end - last, last, 0, true);
+    struct l2_entry entry = co_entry(rig, 6);
+    ck_assert(entry.descriptor == (extended ? 0U : QCOW2_ZERO));
+    ck_assert(entry.bitmap == (extended ? 1ULL << 47 : 0U));
+    /* Once more costs nothing at all; nor does what nobody has. */
+    co_zero_thin(rig, backed_end - 1000, 1300, 0, true);
+    co_zero_thin(rig, 9 * CLUSTER + 1, 1, 0, true);
+    entry = co_entry(rig, 9);
+    ck_assert_uint_eq(entry.descriptor, 0);
+    ck_assert_uint_eq(entry.bitmap, 0);
+    /* The rest is not zero: a copy. */
+    co_zero_thin(rig, 1, sub - 1, 0, false);
+    entry = co_entry(rig, 0);
+    ck_assert_uint_ne(entry.descriptor, 0);
+    co_rig_expect(rig, 0, 1, 0x99);
+    co_rig_expect(rig, sub, CLUSTER - sub, 0x99);
+    /* NO_HOLE finds a place, and blanks it without writing. */
+    co_zero_thin(rig, 9 * CLUSTER + 1, 1, IMAGE_NO_HOLE, true);
+    struct l2_entry placed = co_entry(rig, 9);
+    ck_assert_uint_ne(l2_entry_host(placed).bytes, 0);
+    ck_assert(extended ? placed.bitmap == 1ULL << 32 : (placed.descriptor & QCOW2_ZERO) != 0);
+    /* The place that was asked for stays when a part of it is zeroed or trimmed. */
+    co_zero_thin(rig, 9 * CLUSTER + 1, 1, 0, true);
+    co_rig_trim(rig, 9 * CLUSTER + 1, 1);
+    entry = co_entry(rig, 9);
+    ck_assert_uint_eq(entry.descriptor, placed.descriptor);
+    /* FAST_ZERO promises what is true. */
+    co_fast_gives(rig, 12 * CLUSTER + 1, 1, IMAGE_NO_HOLE, -ENOTSUP);
+    co_fast_gives(rig, 9 * CLUSTER + 1, 1, IMAGE_NO_HOLE, 0);
+    co_fast_gives(rig, 4 * CLUSTER + 100, CLUSTER, 0, -ENOTSUP);
+    co_fast_gives(rig, 4 * CLUSTER, backed_end - 4 * CLUSTER, 0, 0);
+    co_rig_expect(rig, 4 * CLUSTER, 60 * CLUSTER, 0);
+}
+
+static void run_thin(bool extended, enum trim_policy trim)
+{
+    static uint8_t bytes[6 * CLUSTER + CLUSTER / 2 - 512];
+    struct rig rig;
+    rig_init(&rig, 17);
+    rig.create.extended_l2 = extended;
+    rig.create.backing_name = "base";
+    rig.create.backing_format = "raw";
+    rig.options.trim = trim;
+    memset(bytes, 0x99, sizeof(bytes));
+    ck_assert_int_eq(sim_file_put(rig.world, "base", bytes, sizeof(bytes)), 0);
+    rig_run(&rig, co_thin);
+    rig_free(&rig);
+}
+
+START_TEST(zeroes_stay_thin)
+{
+    run_thin(false, TRIM_UNMAP);
+    run_thin(true, TRIM_UNMAP);
+    run_thin(false, TRIM_IGNORE);
+    run_thin(true, TRIM_IGNORE);
+}
+END_TEST
+
 /* Errors on the way: the request fails, what it allocated is given back. */
 static void co_errors(struct rig *rig)
 {
@@ -204,6 +289,7 @@ static void co_errors(struct rig *rig)
     rig_fail(rig, RIG_WRITE, RIG_DATA, 0, -EIO);
     ret = rig->image->ops->co_zero(rig->image, 100, 2 * CLUSTER, 0);
     ck_assert_int_eq(ret, -EIO);
+    rig_fail(rig, RIG_ZERO, RIG_DATA, 0, -EIO);
     ret = rig->image->ops->co_zero(rig->image, 5 * CLUSTER + 100, 200, IMAGE_NO_HOLE);
     ck_assert_int_eq(ret, -EIO);
     rig->fail_with = 0;
@@ -260,6 +346,7 @@ int main(void)
     tcase_add_test(tcase, version_2_has_no_zero_flag);
     tcase_add_test(tcase, trim_hides_the_backing_file);
     tcase_add_test(tcase, subclusters_go_one_by_one);
+    tcase_add_test(tcase, zeroes_stay_thin);
     tcase_add_test(tcase, errors_fail_the_request);
     tcase_add_test(tcase, huge_holes_are_passed_over);
     suite_add_tcase(suite, tcase);

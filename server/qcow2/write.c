@@ -241,16 +241,29 @@ struct new_run {
     bool reads_zero;
 };
 
-/* The entry of one cluster whose table exists, checked. */
-static int co_entry_at(struct qcow2 *q, guest_off guest, enum entry_class *entry_class)
+/*
+ * The subclusters that the cluster at `guest`, whose table exists, takes with it when it moves:
+ * none of an empty one, all of one without subclusters.
+ */
+static int co_subclusters_to_move(struct qcow2 *q, guest_off guest, uint32_t *bits)
 {
     struct slice *slice;
     uint32_t index;
+    enum entry_class entry_class;
     int ret = co_map_slice(q, guest, &slice, &index);
     if (ret < 0) {
         return ret;
     }
-    return map_entry_class(q, guest, l2_entry_get(&q->geo, slice->bytes, index), entry_class);
+    struct l2_entry entry = l2_entry_get(&q->geo, slice->bytes, index);
+    ret = map_entry_class(q, guest, entry, &entry_class);
+    if (entry_class == ENTRY_EMPTY) {
+        *bits = 0;
+    } else if (entry_class == ENTRY_STANDARD && q->geo.extended_l2) {
+        *bits = (uint32_t)(entry.bitmap & SUBCLUSTERS_ALL);
+    } else {
+        *bits = (uint32_t)(SUBCLUSTERS_ALL >> (32 - q->geo.subclusters));
+    }
+    return ret;
 }
 
 static bool needs_new_cluster(struct l2_entry entry, enum entry_class entry_class)
@@ -287,31 +300,32 @@ static int co_measure_run(struct qcow2 *q, guest_off guest, size_t len, struct n
 }
 
 /*
- * Where the padding of a run begins and ends (O6: computed from the new run alone). A cluster that
- * holds data elsewhere moves whole; an empty one is filled by subclusters.
+ * Where the padding of a run begins and ends (O6: computed from the new run alone): it fills
+ * subclusters, and holds all of those that have data elsewhere.
  */
 static int co_padding_measure(struct qcow2 *q, const struct new_run *run, guest_off data,
                               size_t len, struct padding *padding)
 {
     guest_off run_end = {run->start.bytes + (run->clusters << q->geo.cluster_bits)};
     guest_off last = {run_end.bytes - q->geo.cluster_bytes};
-    guest_off data_end = {data.bytes + len};
-    enum entry_class entry_class;
-
-    int ret = co_entry_at(q, run->start, &entry_class);
-    if (ret < 0) {
-        return ret;
-    }
-    bool first_whole = entry_class != ENTRY_EMPTY;
-    ret = co_entry_at(q, last, &entry_class);
-    if (ret < 0) {
-        return ret;
-    }
-    bool last_whole = entry_class != ENTRY_EMPTY;
     uint64_t unit = q->geo.subcluster_bytes;
-    padding->start.bytes = first_whole ? run->start.bytes : round_down_to(data.bytes, unit);
-    padding->end.bytes = last_whole ? run_end.bytes : round_up_to(data_end.bytes, unit);
-    return 0;
+    uint32_t bits;
+
+    padding->start.bytes = round_down_to(data.bytes, unit);
+    padding->end.bytes = round_up_to(data.bytes + len, unit);
+    int ret = co_subclusters_to_move(q, run->start, &bits);
+    if (ret == 0 && bits != 0) {
+        uint64_t first = (uint64_t)__builtin_ctz(bits);
+        padding->start.bytes = MIN_OF(padding->start.bytes, run->start.bytes + first * unit);
+    }
+    if (ret == 0) {
+        ret = co_subclusters_to_move(q, last, &bits);
+    }
+    if (ret == 0 && bits != 0) {
+        uint64_t end = 32 - (uint64_t)__builtin_clz(bits);
+        padding->end.bytes = MAX_OF(padding->end.bytes, last.bytes + end * unit);
+    }
+    return ret;
 }
 
 /*
