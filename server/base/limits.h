@@ -65,6 +65,8 @@
 /* Images in one backing chain. */
 #define LIMIT_CHAIN_DEPTH 200U
 
+/* How long a request without progress looks for room before it is told ENOSPC. */
+#define LIMIT_ROOM_SEARCH_MS 10000U
 /* Usable stack of a coroutine. The deepest path is a copy on write through a long chain. */
 #define LIMIT_COROUTINE_STACK_BYTES (64U * 1024U)
 

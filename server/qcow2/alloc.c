@@ -11,6 +11,7 @@
 
 #include "base/check.h"
 #include "base/log.h"
+#include "qcow2/commit.h"
 #include "qcow2/engine.h"
 #include "qcow2/refcount.h"
 
@@ -24,6 +25,7 @@ void alloc_init(struct alloc *alloc, uint64_t first_free, bool appended_reads_ze
     alloc->zero_from = appended_reads_zero ? first_free : UINT64_MAX;
     alloc->scan_next = 0;
     alloc->scan_end = first_free;
+    alloc->tight = false;
     co_mutex_init(&alloc->end_lock);
 }
 
@@ -106,12 +108,15 @@ void alloc_add_free(struct alloc *alloc, uint64_t first, uint64_t count, bool re
     }
 }
 
-/* Takes the first run that is long enough, else (if any_length) the longest. */
+/*
+ * Takes the first run that is long enough, else (if any_length) the longest; where room is tight
+ * the first of any length, as that is the one most likely to have its space in the file already.
+ */
 static bool take_run(struct alloc *alloc, uint64_t count, bool any_length, struct free_run *taken)
 {
     unsigned best = alloc->run_count;
     for (unsigned i = 0; i < alloc->run_count; i++) {
-        if (alloc->runs[i].count >= count) {
+        if (alloc->runs[i].count >= count || alloc->tight) {
             best = i;
             break;
         }
@@ -221,7 +226,16 @@ static int co_choose(struct qcow2 *q, uint64_t count, struct free_run *taken)
     if (take_run(&q->alloc, count, true, taken)) {
         return 0;
     }
-    return co_reserve_at_end(q, count, taken);
+    int ret = co_reserve_at_end(q, count, taken);
+    while (ret == -ENOSPC && q->alloc.scan_next < q->alloc.scan_end) {
+        /* The end is reached before all has been looked at. */
+        int scanned = co_scan_some(q);
+        if (scanned < 0) {
+            return scanned;
+        }
+        ret = take_run(&q->alloc, count, true, taken) ? 0 : -ENOSPC;
+    }
+    return ret;
 }
 
 /* Returns the unclaimed part behind `from` to where it came from. */
@@ -264,6 +278,76 @@ int co_alloc(struct qcow2 *q, uint64_t count, uint64_t *first, uint64_t *got, bo
         }
         /* Every cluster of the hint was taken already: try the next one. */
     }
+}
+
+/*
+ * Takes the first run from `from` on that may have space in the file, as far as it can be claimed:
+ * a hint may be out of date, and what is in use must not be punched (O6). -ENOENT: there is none.
+ */
+static int co_claim_kept(struct qcow2 *q, uint64_t from, uint64_t *first, uint64_t *count)
+{
+    struct alloc *alloc = &q->alloc;
+
+    for (unsigned i = first_run_behind(alloc, from); i < alloc->run_count; i++) {
+        struct free_run run = alloc->runs[i];
+        if (run.reads_zero || !refcount_block_exists(q, run.first)) {
+            continue;
+        }
+        remove_run(alloc, i);
+        *first = run.first;
+        int ret = co_refcount_claim(q, first, run.count, count);
+        if (ret < 0) {
+            *count = 0;
+            ret = ret == -ENOSPC ? 0 : ret; /* all of it is in use */
+        } else {
+            give_back(alloc, &run, *first + *count);
+        }
+        return ret;
+    }
+    return -ENOENT;
+}
+
+/* Punches what is free and not known to be a hole. */
+static int co_punch_free(struct qcow2 *q)
+{
+    uint64_t first, count;
+    int ret;
+
+    for (uint64_t from = 0;; from = first + count) {
+        ret = co_commit_make_room(q);
+        if (ret == 0) {
+            ret = co_claim_kept(q, from, &first, &count);
+        }
+        if (ret < 0) {
+            return ret == -ENOENT || ret == -ENOSPC ? 0 : ret;
+        }
+        if (count == 0) {
+            continue;
+        }
+        int punched = q->disk->ops->co_punch(q->disk, first << q->geo.cluster_bits,
+                                             count << q->geo.cluster_bits);
+        ret = co_refcount_down(q, first, count);
+        if (ret < 0) {
+            return ret;
+        }
+        alloc_add_free(&q->alloc, first, count, punched == 0);
+        if (punched < 0) {
+            return 0; /* it stays as it is: usable where it is */
+        }
+    }
+}
+
+int co_alloc_search(struct qcow2 *q)
+{
+    while (q->alloc.scan_next < q->alloc.scan_end && q->alloc.run_count < FREE_RUNS_MAX) {
+        int ret = co_scan_some(q);
+        if (ret < 0) {
+            return ret;
+        }
+    }
+    /* A block device has no space to give back. */
+    bool punches = q->options.trim == TRIM_UNMAP && !q->disk->is_block_device;
+    return punches ? co_punch_free(q) : 0;
 }
 
 /*

@@ -30,6 +30,7 @@ struct alloc {
     uint64_t zero_from;   /* clusters from here on were never written: they read as zeroes */
     uint64_t scan_next;   /* clusters before it have been looked at */
     uint64_t scan_end;
+    bool tight; /* somebody looks for room: the lowest run is taken, however short */
     /*
      * Held while a position at the end is reserved, and while the file is extended to cover what is
      * reserved: ftruncate() would cut off a write beyond the size it was told.
@@ -57,6 +58,13 @@ void co_alloc_undo(struct qcow2 *q, uint64_t first, uint64_t count);
 /* Makes the file as long as what is reserved, so that nothing counted lies past its end; where it
  * may not get so long, it stays short. */
 int co_alloc_extend_file(struct qcow2 *q);
+
+/*
+ * For a disk without room (room.h): looks through all counts for free clusters, unless there are
+ * hints enough, and gives the space of those that are free back to the file system. 0, -EIO,
+ * -ENOMEM. May suspend.
+ */
+int co_alloc_search(struct qcow2 *q);
 
 /* Hint: these clusters count 0 now. */
 void alloc_add_free(struct alloc *alloc, uint64_t first, uint64_t count, bool reads_zero);

@@ -16,6 +16,7 @@
 #include "qcow2/engine.h"
 #include "qcow2/map.h"
 #include "qcow2/read.h"
+#include "qcow2/room.h"
 #include "qcow2/write.h"
 #include "sched/break_point.h"
 
@@ -399,21 +400,29 @@ static int co_zero_piece(struct qcow2 *q, guest_off start, guest_off end, enum z
     return co_zero_ragged(q, whole_end, end, mode);
 }
 
-static int co_zero_piece_holding(struct qcow2 *q, guest_off start, guest_off end,
-                                 enum zero_mode mode)
+static int co_zero_piece_holding(struct qcow2 *q, struct request *request, guest_off start,
+                                 guest_off end, enum zero_mode mode)
 {
+    struct room_search search = {0};
     uint64_t first = round_down_to(start.bytes, q->geo.cluster_bytes);
     uint64_t last = round_up_to(end.bytes, q->geo.cluster_bytes);
     struct hold *hold;
 
-    int ret = co_hold(q->table, HOLD_EXCLUSIVE, first, last - first, &hold); /* O5 */
+    int ret = co_hold_for(q->table, request, HOLD_EXCLUSIVE, first, last - first, &hold); /* O5 */
     if (ret < 0) {
         return ret;
     }
-    co_budget_take(&q->changers, 1);
-    co_break_point(BREAK_BEFORE_DISCARD);
-    ret = co_zero_piece(q, start, end, mode);
-    budget_give(&q->changers, 1);
+    do {
+        co_budget_take(&q->changers, 1);
+        co_break_point(BREAK_BEFORE_DISCARD);
+        ret = co_zero_piece(q, start, end, mode);
+        budget_give(&q->changers, 1);
+        if (ret != -ENOSPC) {
+            break;
+        }
+        ret = co_room_search(q, request, &search, false);
+    } while (ret == 0);
+    room_search_end(q, &search);
     hold_release(hold);
     return ret;
 }
@@ -424,7 +433,8 @@ static bool nothing_there(const struct qcow2 *q, guest_off start, enum zero_mode
     return mode != ZERO_RESERVE && !map_has_table(q, start) && !backing_covers(q, start);
 }
 
-static int co_zero_range(struct qcow2 *q, guest_off start, guest_off end, enum zero_mode mode)
+static int co_zero_range(struct qcow2 *q, struct request *request, guest_off start, guest_off end,
+                         enum zero_mode mode)
 {
     unsigned pieces = 0;
 
@@ -439,12 +449,13 @@ static int co_zero_range(struct qcow2 *q, guest_off start, guest_off end, enum z
         uint64_t in_reach = start.bytes & (reach - 1);
         guest_off piece_end = {start.bytes + MIN_OF(end.bytes - start.bytes, reach - in_reach)};
         if (!skip) {
-            int ret = co_zero_piece_holding(q, start, piece_end, mode);
+            int ret = co_zero_piece_holding(q, request, start, piece_end, mode);
             if (ret < 0) {
                 return ret;
             }
         }
         start = piece_end;
+        request_renew(q->table, request); /* so that a long range frees as it goes */
         if (++pieces % PIECES_PER_TURN == 0) {
             co_sleep_ns(q->world, 0);
         }
@@ -518,8 +529,8 @@ static int co_zero_is_fast(struct qcow2 *q, guest_off start, guest_off end, enum
     return ret;
 }
 
-static int co_zero_request(struct qcow2 *q, guest_off start, guest_off end, enum zero_mode mode,
-                           unsigned flags)
+static int co_zero_request(struct qcow2 *q, struct request *request, guest_off start, guest_off end,
+                           enum zero_mode mode, unsigned flags)
 {
     if (flags & IMAGE_FAST_ZERO) {
         bool fast;
@@ -531,7 +542,7 @@ static int co_zero_request(struct qcow2 *q, guest_off start, guest_off end, enum
             return -ENOTSUP;
         }
     }
-    return co_zero_range(q, start, end, mode);
+    return co_zero_range(q, request, start, end, mode);
 }
 
 static int co_discard(struct qcow2 *q, uint64_t offset, uint64_t len, enum zero_mode mode,
@@ -547,7 +558,8 @@ static int co_discard(struct qcow2 *q, uint64_t offset, uint64_t len, enum zero_
         return -EIO; /* O8 */
     }
     request_enter(q->table, &request);
-    int ret = co_zero_request(q, (guest_off){offset}, (guest_off){offset + len}, mode, flags);
+    int ret =
+        co_zero_request(q, &request, (guest_off){offset}, (guest_off){offset + len}, mode, flags);
     request_leave(q->table, &request);
     if (ret == 0 && (flags & IMAGE_FUA)) {
         ret = co_commit(q); /* O4 */

@@ -7,6 +7,7 @@
  *                                -> [new] alloc -> disk (head + data + tail) -> map (publish)
  *   discard.c  table (hold) -> map (publish zero) -> quarantine
  *   commit.c   slices and tables to disk in two waves -> quarantine (release) -> alloc
+ *   room.c     where one of these found no room: commit, quarantine, alloc, and again
  *
  * The laws (O1..O10) are those of the README; each is marked where it is kept. What never happens
  * here: metadata I/O on the write path, a wait for a request that touches no common cluster, a read
@@ -92,8 +93,9 @@ struct qcow2 {
     struct alloc alloc;
     struct quarantine quarantine;
     struct commit_state commit;
-    struct budget changers;   /* bounds slices that requests in progress may still dirty */
-    struct budget copy_bytes; /* bounds buffers of copy on write */
+    struct budget changers;    /* bounds slices that requests in progress may still dirty */
+    struct budget copy_bytes;  /* bounds buffers of copy on write */
+    struct co_mutex room_line; /* requests that look for room, one at a time */
     struct group background;
     struct co_mutex header_lock;
 

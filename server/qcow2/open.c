@@ -39,6 +39,7 @@ int engine_fail(struct qcow2 *q, int errno_value, const char *what)
         q->failed = errno_value;
         log_error("%s: %s: %s: no more writes are accepted; what was not flushed may be lost",
                   q->path, what, strerror(errno_value));
+        wait_queue_wake_all(&q->quarantine.left);
     }
     return -EIO;
 }
@@ -444,6 +445,7 @@ static int layer_init(struct qcow2 *q, struct errtext *err)
     co_mutex_init(&q->reftable.lock);
     co_mutex_init(&q->l1.lock);
     co_mutex_init(&q->header_lock);
+    co_mutex_init(&q->room_line);
     group_init(&q->background);
     budget_init(&q->changers, MAX_OF(capacity / (4 * SLICES_PER_CHANGER), 2U));
     budget_init(&q->copy_bytes, LIMIT_PAYLOAD_BYTES);

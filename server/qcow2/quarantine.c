@@ -23,6 +23,7 @@
 void quarantine_init(struct quarantine *quarantine)
 {
     *quarantine = (struct quarantine){0};
+    wait_queue_init(&quarantine->left);
 }
 
 void quarantine_free(struct quarantine *quarantine)
@@ -31,9 +32,14 @@ void quarantine_free(struct quarantine *quarantine)
     *quarantine = (struct quarantine){0};
 }
 
-bool quarantine_empty(const struct quarantine *quarantine)
+static bool ring_empty(const struct quarantine *quarantine)
 {
     return quarantine->head == quarantine->tail;
+}
+
+bool quarantine_empty(const struct quarantine *quarantine)
+{
+    return ring_empty(quarantine) && !quarantine->releasing;
 }
 
 static struct quarantined *at(const struct quarantine *quarantine, uint64_t position)
@@ -69,7 +75,7 @@ static void add(struct qcow2 *q, uint64_t first, uint64_t count, bool was_table)
     uint64_t commit = q->commit.started + 1; /* the next snapshot is the first to hold the change */
     uint64_t number = request_table_next_number(q->table);
 
-    if (!quarantine_empty(quarantine)) {
+    if (!ring_empty(quarantine)) {
         struct quarantined *last = at(quarantine, quarantine->tail - 1);
         if (last->commit == commit && last->first + last->count == first &&
             last->was_table == was_table) {
@@ -102,6 +108,12 @@ static bool may_go(const struct qcow2 *q, const struct quarantined *entry)
 {
     return entry->commit <= q->commit.finished &&
            entry->number <= request_table_oldest_number(q->table);
+}
+
+bool quarantine_wants_commit(const struct qcow2 *q)
+{
+    const struct quarantine *quarantine = &q->quarantine;
+    return !ring_empty(quarantine) && at(quarantine, quarantine->head)->commit > q->commit.finished;
 }
 
 static int compare_first(const void *left, const void *right)
@@ -218,8 +230,7 @@ static void co_release(void *arg)
     struct qcow2 *q = arg;
     struct quarantine *quarantine = &q->quarantine;
 
-    while (!q->failed && !quarantine_empty(quarantine) &&
-           may_go(q, at(quarantine, quarantine->head))) {
+    while (!q->failed && !ring_empty(quarantine) && may_go(q, at(quarantine, quarantine->head))) {
         uint64_t count = 0;
         while (quarantine->head + count < quarantine->tail &&
                may_go(q, at(quarantine, quarantine->head + count))) {
@@ -239,8 +250,11 @@ static void co_release(void *arg)
             co_release_entry(q, &batch[i]);
         }
         free(batch);
+        quarantine->gone += count;
+        wait_queue_wake_all(&quarantine->left);
     }
     quarantine->releasing = false;
+    wait_queue_wake_all(&quarantine->left);
     group_leave(&q->background);
 }
 
@@ -248,7 +262,7 @@ void quarantine_kick(struct qcow2 *q)
 {
     struct quarantine *quarantine = &q->quarantine;
 
-    if (quarantine->releasing || q->failed || quarantine_empty(quarantine) ||
+    if (quarantine->releasing || q->failed || ring_empty(quarantine) ||
         !may_go(q, at(quarantine, quarantine->head))) {
         return;
     }

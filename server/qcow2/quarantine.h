@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "base/list.h"
+#include "sched/sync.h"
 
 struct qcow2;
 
@@ -30,6 +31,8 @@ struct quarantine {
     uint64_t head;
     uint64_t tail;
     bool releasing;
+    uint64_t gone;          /* entries that have left, ever */
+    struct wait_queue left; /* woken when some have, and when the image has failed */
 };
 
 void quarantine_init(struct quarantine *quarantine);
@@ -46,6 +49,10 @@ void quarantine_add_table(struct qcow2 *q, uint64_t cluster);
 /* Starts releasing in the background if the oldest entry may go. Does not suspend. */
 void quarantine_kick(struct qcow2 *q);
 
+/* Nothing is in it, and nothing on its way out. */
 bool quarantine_empty(const struct quarantine *quarantine);
+
+/* Whether the oldest entry waits for a commit, not for requests. */
+bool quarantine_wants_commit(const struct qcow2 *q);
 
 #endif

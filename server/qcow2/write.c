@@ -16,6 +16,7 @@
 #include "qcow2/engine.h"
 #include "qcow2/map.h"
 #include "qcow2/read.h"
+#include "qcow2/room.h"
 #include "sched/break_point.h"
 
 static bool in_place(const struct mapping *mapping)
@@ -410,34 +411,43 @@ static int co_write_new(struct qcow2 *q, guest_off guest, const uint8_t *buf, si
     return 0;
 }
 
-int co_write_held(struct qcow2 *q, guest_off guest, const uint8_t *buf, size_t len)
+/* As co_write_held(); *written says how far it came. */
+static int co_write_some(struct qcow2 *q, guest_off guest, const uint8_t *buf, size_t len,
+                         size_t *written)
 {
-    while (len > 0) {
+    *written = 0;
+    while (*written < len) {
         struct mapping mapping;
         int ret = co_commit_make_room(q);
         if (ret < 0) {
             return ret;
         }
-        ret = co_map(q, guest, len, &mapping);
+        guest_off at = {guest.bytes + *written};
+        size_t left = len - *written;
+        ret = co_map(q, at, left, &mapping);
         if (ret < 0) {
             return ret;
         }
         size_t done = (size_t)mapping.len;
         if (in_place(&mapping)) {
-            ret = co_write_mapped(q, &mapping, buf);
+            ret = co_write_mapped(q, &mapping, buf + *written);
         } else if (mapping.has_host && mapping.copied) {
-            ret = co_write_into_own(q, guest, buf, &mapping);
+            ret = co_write_into_own(q, at, buf + *written, &mapping);
         } else {
-            ret = co_write_new(q, guest, buf, len, &done);
+            ret = co_write_new(q, at, buf + *written, left, &done);
         }
         if (ret < 0) {
             return ret;
         }
-        guest.bytes += done;
-        buf += done;
-        len -= done;
+        *written += done;
     }
     return 0;
+}
+
+int co_write_held(struct qcow2 *q, guest_off guest, const uint8_t *buf, size_t len)
+{
+    size_t written;
+    return co_write_some(q, guest, buf, len, &written);
 }
 
 static int co_all_in_place(struct qcow2 *q, guest_off guest, size_t len, bool *all)
@@ -455,11 +465,53 @@ static int co_all_in_place(struct qcow2 *q, guest_off guest, size_t len, bool *a
     return 0;
 }
 
-static int co_write_request(struct qcow2 *q, guest_off guest, const uint8_t *buf, size_t len)
+/* A write's way through a range that is held. */
+typedef int write_fn(struct qcow2 *q, guest_off guest, const uint8_t *buf, size_t len,
+                     size_t *written);
+
+static int co_write_changing(struct qcow2 *q, guest_off guest, const uint8_t *buf, size_t len,
+                             size_t *written)
 {
+    co_budget_take(&q->changers, 1);
+    int ret = co_write_some(q, guest, buf, len, written);
+    budget_give(&q->changers, 1);
+    return ret;
+}
+
+/* Writes what it can of a range that it takes; *written: how much that was. */
+static int co_write_holding(struct qcow2 *q, struct request *request, enum hold_kind kind,
+                            guest_off guest, const uint8_t *buf, size_t len, size_t *written)
+{
+    write_fn *co_write = kind == HOLD_SHARED ? co_write_in_place : co_write_changing;
     uint64_t start = round_down_to(guest.bytes, q->geo.cluster_bytes);
     uint64_t end = round_up_to(guest.bytes + len, q->geo.cluster_bytes);
+    struct room_search search = {0};
     struct hold *hold;
+    size_t part;
+
+    *written = 0;
+    int ret = co_hold_for(q->table, request, kind, start, end - start, &hold); /* O5 */
+    if (ret < 0) {
+        return ret;
+    }
+    do {
+        ret =
+            co_write(q, (guest_off){guest.bytes + *written}, buf + *written, len - *written, &part);
+        *written += part;
+        if (ret != -ENOSPC) {
+            break;
+        }
+        ret = co_room_search(q, request, &search, part > 0);
+    } while (ret == 0);
+    room_search_end(q, &search);
+    hold_release(hold);
+    return ret;
+}
+
+static int co_write_request(struct qcow2 *q, struct request *request, guest_off guest,
+                            const uint8_t *buf, size_t len)
+{
+    size_t written = 0;
     bool all;
 
     int ret = co_all_in_place(q, guest, len, &all);
@@ -467,31 +519,16 @@ static int co_write_request(struct qcow2 *q, guest_off guest, const uint8_t *buf
         return ret;
     }
     if (all) {
-        size_t done;
-        ret = co_hold(q->table, HOLD_SHARED, start, end - start, &hold); /* O5 */
-        if (ret < 0) {
-            return ret;
-        }
-        ret = co_write_in_place(q, guest, buf, len, &done);
-        hold_release(hold);
-        if (ret < 0 || done == len) {
+        ret = co_write_holding(q, request, HOLD_SHARED, guest, buf, len, &written);
+        if (ret < 0 || written == len) {
             return ret;
         }
         /* A discard came between look-up and hold: the rest needs the exclusive way. */
-        guest.bytes += done;
-        buf += done;
-        len -= done;
-        start = round_down_to(guest.bytes, q->geo.cluster_bytes);
+        guest.bytes += written;
+        buf += written;
+        len -= written;
     }
-    ret = co_hold(q->table, HOLD_EXCLUSIVE, start, end - start, &hold); /* O5 */
-    if (ret < 0) {
-        return ret;
-    }
-    co_budget_take(&q->changers, 1);
-    ret = co_write_held(q, guest, buf, len);
-    budget_give(&q->changers, 1);
-    hold_release(hold);
-    return ret;
+    return co_write_holding(q, request, HOLD_EXCLUSIVE, guest, buf, len, &written);
 }
 
 int co_qcow2_write(struct image *image, uint64_t offset, const void *buf, size_t len,
@@ -508,7 +545,7 @@ int co_qcow2_write(struct image *image, uint64_t offset, const void *buf, size_t
         return -EIO; /* O8 */
     }
     request_enter(q->table, &request);
-    int ret = co_write_request(q, (guest_off){offset}, buf, len);
+    int ret = co_write_request(q, &request, (guest_off){offset}, buf, len);
     request_leave(q->table, &request);
     if (ret == 0 && (flags & IMAGE_FUA)) {
         ret = co_commit(q); /* O4 */

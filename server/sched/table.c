@@ -129,6 +129,12 @@ void request_leave(struct request_table *table, struct request *request)
     }
 }
 
+void request_renew(struct request_table *table, struct request *request)
+{
+    request_leave(table, request);
+    request_enter(table, request);
+}
+
 uint64_t request_table_next_number(const struct request_table *table)
 {
     return table->next_number;
@@ -347,8 +353,23 @@ static int hold_enqueue(struct request_table *table, enum hold_kind kind, uint64
     return 0;
 }
 
-int co_hold(struct request_table *table, enum hold_kind kind, uint64_t offset, uint64_t len,
-            struct hold **out)
+/* Suspends until the hold is granted; the request, if there is one, has no number meanwhile. */
+static void co_await_grant(struct request_table *table, struct request *request, struct hold *hold)
+{
+    table->waiting++;
+    hold->waiter = coro_self();
+    if (request != NULL) {
+        request_leave(table, request);
+    }
+    co_suspend();
+    assert(hold->blockers == 0 && hold->waiter == NULL);
+    if (request != NULL) {
+        request_enter(table, request);
+    }
+}
+
+static int co_take_hold(struct request_table *table, struct request *request, enum hold_kind kind,
+                        uint64_t offset, uint64_t len, struct hold **out)
 {
     struct hold *hold;
     uint64_t end;
@@ -363,13 +384,22 @@ int co_hold(struct request_table *table, enum hold_kind kind, uint64_t offset, u
     if (hold->blockers == 0) {
         table->granted++;
     } else {
-        table->waiting++;
-        hold->waiter = coro_self();
-        co_suspend();
-        assert(hold->blockers == 0 && hold->waiter == NULL);
+        co_await_grant(table, request, hold);
     }
     *out = hold;
     return 0;
+}
+
+int co_hold(struct request_table *table, enum hold_kind kind, uint64_t offset, uint64_t len,
+            struct hold **out)
+{
+    return co_take_hold(table, NULL, kind, offset, len, out);
+}
+
+int co_hold_for(struct request_table *table, struct request *request, enum hold_kind kind,
+                uint64_t offset, uint64_t len, struct hold **out)
+{
+    return co_take_hold(table, request, kind, offset, len, out);
 }
 
 /* A blocker is gone; the last one grants. Granted here, not when the coroutine runs. */

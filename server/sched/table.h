@@ -50,6 +50,9 @@ void request_table_free(struct request_table *table);
 void request_enter(struct request_table *table, struct request *request);
 void request_leave(struct request_table *table, struct request *request);
 
+/* A new number for a request that remembers nothing of what it has looked at. Does not suspend. */
+void request_renew(struct request_table *table, struct request *request);
+
 /* The number that the next request will get. */
 uint64_t request_table_next_number(const struct request_table *table);
 /* The oldest running number, or request_table_next_number() when nothing runs. */
@@ -63,6 +66,14 @@ uint64_t request_table_oldest_number(const struct request_table *table);
  */
 int co_hold(struct request_table *table, enum hold_kind kind, uint64_t offset, uint64_t len,
             struct hold **out);
+
+/*
+ * The same for a running request, which has no number while it waits: it has looked at nothing that
+ * it will trust after (O7), so it holds up no quarantine, and whoever keeps a range while waiting
+ * for the quarantine does not wait for those who wait for the range.
+ */
+int co_hold_for(struct request_table *table, struct request *request, enum hold_kind kind,
+                uint64_t offset, uint64_t len, struct hold **out);
 
 /* Releases, waking those that now may go. Frees the hold. Does not suspend. */
 void hold_release(struct hold *hold);
