@@ -228,7 +228,7 @@ static int co_reserve_cluster(struct qcow2 *q, const struct cluster_part *part)
         return ret;
     }
     host_off host = host_cluster_start(&q->geo, first);
-    ret = q->disk->ops->co_zero(q->disk, host.bytes, q->geo.cluster_bytes);
+    ret = q->data->ops->co_zero(q->data, host.bytes, q->geo.cluster_bytes);
     if (ret == 0) {
         ret = co_map_change(q, part->start, &slice, &index);
     }

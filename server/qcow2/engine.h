@@ -74,7 +74,8 @@ struct l1_table {
 struct qcow2 {
     struct image image; /* first: the two are cast into each other */
     struct world *world;
-    struct disk *disk;
+    struct disk *disk; /* the image file: metadata, and compressed clusters */
+    struct disk *data; /* where standard clusters of the guest lie: `disk`, or one of its own */
     struct header header;
     struct geometry geo; /* header.geo, one step nearer */
     char *path;

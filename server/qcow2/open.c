@@ -125,6 +125,9 @@ static void layer_free(struct qcow2 *q)
     }
     request_table_free(q->table);
     header_free(&q->header);
+    if (q->data != q->disk) {
+        disk_close(q->data);
+    }
     disk_close(q->disk);
     free(q->path);
     free(q);
@@ -477,6 +480,7 @@ static int co_open_layer(struct world *world, const char *path,
         unsigned flags =
             (writable ? DISK_WRITABLE : DISK_READ_ONLY) | (options->direct ? DISK_DIRECT : 0);
         ret = world->ops->co_disk_open(world, path, flags, &q->disk, err);
+        q->data = q->disk;
     }
     if (ret == 0) {
         ret = co_read_header(q, writable, err);

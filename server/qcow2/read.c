@@ -194,7 +194,7 @@ static int co_read_found(const struct found *found, guest_off guest, uint8_t *bu
         }
         return 0;
     case FOUND_DATA:
-        return co_disk_read(layer->disk, found->mapping.host.bytes, buf, len);
+        return co_disk_read(layer->data, found->mapping.host.bytes, buf, len);
     case FOUND_COMPRESSED:
         return co_read_compressed(layer, found->mapping.descriptor,
                                   offset_in_cluster(&layer->geo, guest), buf, len);

@@ -43,7 +43,7 @@ static int co_write_mapped(struct qcow2 *q, const struct mapping *mapping, const
     if (ret < 0) {
         return ret;
     }
-    return co_disk_write(q->disk, mapping->host.bytes, buf, (size_t)mapping->len);
+    return co_disk_write(q->data, mapping->host.bytes, buf, (size_t)mapping->len);
 }
 
 /* Writes from the start of the range as far as it is in place. *done: how far that was. */
@@ -156,7 +156,7 @@ static int co_write_padded(struct qcow2 *q, const struct padding *padding, host_
     if (padding->tail_len > 0) {
         iov[count++] = (struct iovec){padding->tail, padding->tail_len};
     }
-    return q->disk->ops->co_write(q->disk, host.bytes - padding->head_len, iov, count);
+    return q->data->ops->co_write(q->data, host.bytes - padding->head_len, iov, count);
 }
 
 /* The bits of the subclusters of the cluster at `cluster` that [start, end) covers. */
