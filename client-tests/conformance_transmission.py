@@ -606,7 +606,7 @@ def payloads(t):
             t.expect(list(result.extents) == [wanted], f"{wanted} asked, {list(result.extents)}")
 
 
-@rule(52, "An extended WRITE without PAYLOAD_LEN never has its data taken for requests")
+@rule(52, "An extended WRITE without PAYLOAD_LEN is served, or refused without taking data for requests")
 def write_without_payload_flag(t):
     connection = t.writable(w.EXTENDED)
     at = t.room(connection)

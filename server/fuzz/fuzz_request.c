@@ -104,7 +104,6 @@ static void judge_other_form(const struct request_rules *rules, const struct nbd
         return;
     }
     extended.form = HEADERS_EXTENDED;
-    flags |= request->type == NBD_CMD_WRITE ? NBD_CMD_FLAG_PAYLOAD_LEN : 0;
     put_be32(wire.magic, NBD_EXTENDED_REQUEST_MAGIC);
     put_be16(wire.flags, (uint16_t)flags);
     put_be16(wire.type, request->type);

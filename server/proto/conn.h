@@ -54,6 +54,7 @@ struct connection {
     struct request_rules rules;
 
     /* Transmission. */
+    bool noted_bare_write;  /* a WRITE without its payload's flag has been logged */
     unsigned in_flight;     /* commands that exist */
     unsigned accepted;      /* those of them that draining waits for */
     uint64_t idle_since_ns; /* the last time that something was in flight; kept with an idle_ms */

@@ -461,11 +461,30 @@ START_TEST(statement_51_foreign_payloads_are_drained)
     client_expect_closed(client);
     client_free(client);
 
-    client = client_enter(rig, "", EXTENDED); /* statement 52 */
-    client_extended(client, NBD_CMD_WRITE, 0, 6, 0, 4096);
-    client_expect_error_chunk(client, 6, NBD_EINVAL);
-    client_expect_closed(client);
-    ck_assert(rig->disk->writes == 0);
+    rig_free(rig);
+}
+END_TEST
+
+/* As QEMU's client sends it: the data is written, never taken for a request. */
+START_TEST(statement_52_write_without_payload_flag)
+{
+    uint8_t trap[32];
+    rig = rig_create();
+    struct client *client = client_enter(rig, "", EXTENDED);
+    pack_extended(trap, NBD_CMD_WRITE_ZEROES, 0, 99, 0, RIG_IMAGE_BYTES);
+    for (unsigned i = 0; i < 3; i++) {
+        client_extended(client, NBD_CMD_WRITE, 0, 6 + i, 4096 * i, sizeof(trap));
+        client_send(client, trap, sizeof(trap));
+        client_expect_none(client, 6 + i);
+        ck_assert_mem_eq(rig->disk->bytes + 4096 * (size_t)i, trap, sizeof(trap));
+    }
+    ck_assert(rig->disk->writes == 3 && rig->disk->zeroes == 0);
+    /* Refused, its data is drained. */
+    client_extended(client, NBD_CMD_WRITE, 0, 9, RIG_IMAGE_BYTES, sizeof(trap));
+    client_send(client, trap, sizeof(trap));
+    client_expect_error_chunk(client, 9, NBD_ENOSPC);
+    client_extended(client, NBD_CMD_FLUSH, 0, 10, 0, 0);
+    client_expect_none(client, 10);
     client_free(client);
     rig_free(rig);
 }
@@ -1056,6 +1075,7 @@ int main(void)
         statement_33_extended_replies,
         statement_45_huge_requests_hold_nobody_up,
         statement_51_foreign_payloads_are_drained,
+        statement_52_write_without_payload_flag,
         statement_51_status_filters,
         pipelined_requests_in_any_delivery,
         statement_55_many_in_flight_out_of_order,

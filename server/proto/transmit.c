@@ -882,6 +882,19 @@ static void refuse_draining(const struct connection *conn, struct nbd_request *r
     }
 }
 
+/* Once a connection: it says which kind of client this is. */
+static void note_bare_write(struct connection *conn, const struct nbd_request *request)
+{
+    if (conn->noted_bare_write || conn->rules.form != HEADERS_EXTENDED ||
+        request->type != NBD_CMD_WRITE || (request->flags & NBD_CMD_FLAG_PAYLOAD_LEN)) {
+        return;
+    }
+    conn->noted_bare_write = true;
+    connection_note(conn,
+                    "a WRITE that does not say that it has a payload, as QEMU's do: its length "
+                    "is taken for the payload's");
+}
+
 /* Receives a header and decodes it. False when this was the last, for whatever reason. */
 static bool co_next_request(struct connection *conn, struct nbd_request *request)
 {
@@ -904,6 +917,7 @@ static bool co_next_request(struct connection *conn, struct nbd_request *request
         return false;
     }
     input_take(&conn->input, header_bytes);
+    note_bare_write(conn, request);
     if (request->type == NBD_CMD_DISC) {
         connection_note(conn, "left");
         return false;
