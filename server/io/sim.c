@@ -368,6 +368,7 @@ static int claim_space(struct sim_world *sim, const struct sim_op *op, uint64_t 
         return 0;
     }
     uint64_t room = wanted;
+    sim->counts.refusals++;
     if (full) {
         room = limit > sim->store.allocated_sectors ? limit - sim->store.allocated_sectors : 0;
     }
@@ -687,6 +688,12 @@ void sim_set_faults(struct world *world, const struct sim_faults *faults)
     struct sim_world *sim = sim_of(world);
     sim->faults = *faults;
     memset(sim->broken, 0, sizeof(sim->broken));
+}
+
+uint64_t sim_space_used(const struct world *world)
+{
+    const struct sim_world *sim = container_of(world, const struct sim_world, world);
+    return sim->store.allocated_sectors * SIM_SECTOR_BYTES;
 }
 
 void sim_set_space(struct world *world, uint64_t limit_bytes)

@@ -48,6 +48,8 @@ void sim_set_faults(struct world *world, const struct sim_faults *faults);
 /* Upper bound for the bytes that all files together may allocate (512-byte units that were ever
  * written and not punched); 0 is no bound. Past it, writes fail with -ENOSPC. */
 void sim_set_space(struct world *world, uint64_t limit_bytes);
+/* The bytes that all files together have allocated now, by the same count. */
+uint64_t sim_space_used(const struct world *world);
 
 /* Fresh random numbers for workloads, from the same seed but a stream of their own. */
 uint64_t sim_random(struct world *world);
@@ -78,6 +80,7 @@ void sim_set_trace(struct world *world, sim_trace_fn *trace, void *arg);
 
 struct sim_counts {
     uint64_t reads, writes, flushes, zeroes, punches, truncates;
+    uint64_t refusals; /* for want of space */
     uint64_t bytes_read, bytes_written;
 };
 struct sim_counts sim_counts(const struct world *world);

@@ -126,6 +126,35 @@ START_TEST(waits_for_older_requests)
 }
 END_TEST
 
+/* What others free while a request looks for room is for it, too, though it began before. */
+static uint64_t wanted;
+
+static void co_wants_two(struct rig *rig)
+{
+    co_rig_write(rig, wanted * CLUSTER, 2 * CLUSTER, 6);
+}
+
+static void co_freed_meanwhile(struct rig *rig)
+{
+    wanted = co_fill(rig);
+    request_enter(rig->q->table, &old_request);
+    co_rig_trim(rig, 0, CLUSTER);
+    rig_spawn(rig, co_wants_two);
+    co_sleep_ns(rig->world, SECOND);
+    co_rig_trim(rig, CLUSTER, CLUSTER);
+    uint64_t before = world_now_ns(rig->world);
+    request_leave(rig->q->table, &old_request);
+    co_rig_join(rig);
+    ck_assert_uint_lt(world_now_ns(rig->world) - before, SECOND);
+    co_rig_expect(rig, wanted * CLUSTER, 2 * CLUSTER, 6);
+}
+
+START_TEST(a_search_holds_nothing_up)
+{
+    run(co_freed_meanwhile);
+}
+END_TEST
+
 /* And one that does not end: the wait has an end all the same. */
 static void co_stuck_reader(struct rig *rig)
 {
@@ -263,6 +292,7 @@ int main(void)
     tcase_add_test(tcase, what_was_trimmed_is_room);
     tcase_add_test(tcase, full_is_told_at_once);
     tcase_add_test(tcase, waits_for_older_requests);
+    tcase_add_test(tcase, a_search_holds_nothing_up);
     tcase_add_test(tcase, the_wait_is_bounded);
     tcase_add_test(tcase, waiters_do_not_wait_for_each_other);
     tcase_add_test(tcase, a_failed_commit_ends_it);

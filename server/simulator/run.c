@@ -35,6 +35,8 @@
 #define NETWORK_LIFE_EVERY 3U
 /* The world's own streams have the numbers below. */
 #define NETWORK_RANDOM_STREAM 5U
+/* Larger clusters than this are not worth a life with just enough room: it would never run out. */
+#define TIGHT_CLUSTER_BYTES (64 * KIB)
 
 void run_fail(const struct run *run, const char *format, ...)
 {
@@ -151,6 +153,9 @@ static void call_open(void *arg)
     struct qcow2_open_options options = run->plan.open;
     struct image *image = NULL;
     options.read_only = call->read_only;
+    if (run->life.window_len != 0) {
+        options.commit_interval_ms = 5000; /* room is to run out before */
+    }
     call->result = co_qcow2_open(run->world, call->path, &options, &image, &call->err);
     run->image = call->result == 0 ? image : NULL;
     run_trace(run, "open %s%s -> %d %s", call->path, call->read_only ? " read-only" : "",
@@ -410,6 +415,40 @@ static uint64_t file_hash(struct run *run, const char *path)
 
 /* ---- Lives ---- */
 
+/* A life with just enough room has its changes in a window. */
+static void draw_window(struct run *run)
+{
+    uint64_t cluster = run->plan.create.cluster_bytes;
+    uint64_t size = run->plan.create.size_bytes;
+    if (cluster > TIGHT_CLUSTER_BYTES) {
+        return;
+    }
+    uint64_t len = cluster * (1 + below(run, 12));
+    run->life.window_len = MIN_OF(size, len);
+    run->life.window_offset = below(run, size - run->life.window_len + 1);
+    run->statistics->tight_lives++;
+}
+
+/*
+ * Leaves as much room as the window can need: its clusters once, as the guest has them, and once
+ * more for those that are being written (no two requests change one cluster at a time), then the
+ * tables that map and count them. What was freed and not given back has no place in that.
+ */
+static void leave_just_enough_room(struct run *run)
+{
+    const struct life *life = &run->life;
+    uint64_t cluster = run->plan.create.cluster_bytes;
+    uint64_t first = round_down_to(life->window_offset, cluster);
+    uint64_t end = round_up_to(life->window_offset + life->window_len, cluster);
+    uint64_t data = 2 * (end - first);
+    /* L2 entries of 16 bytes at most; a block counts 64 clusters at least. */
+    uint64_t l2_tables = (end - first) / (cluster / 16 * cluster) + 2;
+    uint64_t room = data + data / 32 + (l2_tables + 6) * cluster;
+    sim_set_space(run->world, sim_space_used(run->world) + room);
+    run_trace(run, "changes in [%#" PRIx64 ", +%#" PRIx64 ") with room for %" PRIu64 " bytes",
+              life->window_offset, life->window_len, room);
+}
+
 static void draw_faults(struct run *run)
 {
     static const unsigned rates[] = {500000, 100000, 20000, 3000};
@@ -442,6 +481,10 @@ static void draw_faults(struct run *run)
     case 5:
     case 6:
         faults.punch_unsupported_ppm = below(run, 2) ? 1000000 : rate;
+        break;
+    case 7:
+    case 8:
+        draw_window(run);
         break;
     default:
         break;
@@ -499,7 +542,13 @@ static bool live(struct run *run)
         }
         return false;
     }
+    if (run->life.window_len != 0) {
+        leave_just_enough_room(run);
+    }
+    uint64_t refusals = sim_counts(run->world).refusals;
     run_clients(run, over_network);
+    run->statistics->pressed_lives +=
+        run->life.window_len != 0 && sim_counts(run->world).refusals != refusals;
     if (run->life.may_enospc && below(run, 2) && !run->life.hung_up) {
         /* There is room again: everything works, as if nothing had been. */
         run_trace(run, "---- room again");

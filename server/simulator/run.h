@@ -26,6 +26,8 @@ struct run_statistics {
     uint64_t lives;
     uint64_t power_cuts;
     uint64_t faulty_lives;
+    uint64_t tight_lives;   /* with just enough room */
+    uint64_t pressed_lives; /* of these, those in which the disk had none left at a time */
     uint64_t requests;
     uint64_t failed_requests;
     uint64_t checks;
@@ -46,6 +48,10 @@ struct life {
     uint64_t stuck_since; /* the moment at which a flush had failed; UINT64_MAX: none did */
     uint64_t room_since;  /* the moment from which there is room again; UINT64_MAX: not yet */
     bool hung_up;         /* clients or the server: requests may go unanswered or be refused */
+    /* All changes go to a window of the disk, and there is as much room as that can ever need at
+     * one moment, and no more: nothing may fail for want of it. len 0: no such life. */
+    uint64_t window_offset;
+    uint64_t window_len;
 };
 
 struct run {

@@ -160,6 +160,8 @@ static void print_statistics(const struct run_statistics *statistics, uint64_t f
            statistics->runs, statistics->lives, statistics->faulty_lives, statistics->power_cuts,
            statistics->checks, statistics->leaky_images, statistics->disk_operations, seconds,
            failures);
+    printf("%" PRIu64 " lives with just enough room, %" PRIu64 " of them in want of it meanwhile\n",
+           statistics->tight_lives, statistics->pressed_lives);
     printf("%" PRIu64 " requests (%" PRIu64 " failed as they may):", statistics->requests,
            statistics->failed_requests);
     for (unsigned i = 0; i < REQUEST_KINDS; i++) {

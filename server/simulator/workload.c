@@ -172,6 +172,24 @@ static enum request_kind draw_kind(struct run *run)
     return (enum request_kind)kind;
 }
 
+static bool changes(enum request_kind kind)
+{
+    return kind == REQUEST_WRITE || kind == REQUEST_ZERO || kind == REQUEST_TRIM;
+}
+
+/* The same place, more or less, in the window that all changes go to, or all of that. */
+static void put_in_window(struct run *run, struct request *request)
+{
+    const struct life *life = &run->life;
+    uint64_t in_window = request->offset % life->window_len;
+    if (below(run, 2)) {
+        in_window = 0;
+        request->len = life->window_len;
+    }
+    request->offset = life->window_offset + in_window;
+    request->len = MIN_OF(request->len, life->window_len - in_window);
+}
+
 /* A place inside the disk: aligned to one of the plan's units at both ends, or to none. */
 static void draw_place(struct run *run, struct request *request)
 {
@@ -192,11 +210,9 @@ static void draw_place(struct run *run, struct request *request)
     len = div_round_up(len, unit) * unit;
     request->offset = offset;
     request->len = MIN_OF(len, size - offset);
-}
-
-static bool changes(enum request_kind kind)
-{
-    return kind == REQUEST_WRITE || kind == REQUEST_ZERO || kind == REQUEST_TRIM;
+    if (run->life.window_len != 0 && changes(request->kind)) {
+        put_in_window(run, request);
+    }
 }
 
 static void trace_request(struct run *run, const struct request *request, const char *suffix)
@@ -249,6 +265,10 @@ static void judge_result(struct run *run, const struct request *request, int res
         (result == -ENOSPC && life->may_enospc && !reading && request->began < life->room_since) ||
         (result == -ENOTSUP && (request->flags & IMAGE_FAST_ZERO)) ||
         ((result == -ENOTCONN || result == -ESHUTDOWN) && life->hung_up);
+    if (!allowed && result == -ENOSPC && life->window_len != 0) {
+        run_fail(run, "request %" PRIu64 " (%s) finds no room, and there is room for all there is",
+                 request->number, name);
+    }
     if (!allowed) {
         run_fail(run, "request %" PRIu64 " (%s [%#" PRIx64 ", +%#" PRIx64 ")) failed: %s",
                  request->number, name, request->offset, request->len, strerror(-result));
@@ -430,7 +450,9 @@ static void co_request(struct run *run, struct image *image, enum request_kind k
 {
     struct request request = {.image = image, .kind = kind};
     draw_place(run, &request);
-    if (changes(kind) && chance(run, run->plan.fua_ppm)) {
+    /* A commit gives room back: there are few of them where room is to run out. */
+    bool may_commit = run->life.window_len == 0 || below(run, 16) == 0;
+    if (changes(kind) && may_commit && chance(run, run->plan.fua_ppm)) {
         request.flags |= IMAGE_FUA;
     }
     if (kind == REQUEST_ZERO && below(run, 2)) {
@@ -451,7 +473,9 @@ static void co_request(struct run *run, struct image *image, enum request_kind k
         co_zero_request(run, &request);
         break;
     case REQUEST_FLUSH:
-        co_flush_request(run, &request);
+        if (may_commit) {
+            co_flush_request(run, &request);
+        }
         break;
     case REQUEST_EXTENTS:
         co_extents_request(run, &request);
@@ -475,7 +499,11 @@ static void co_client(void *arg)
 {
     struct client *client = arg;
     struct run *run = client->run;
-    for (unsigned i = 0; i < run->plan.requests_per_client && goes_on(client); i++) {
+    unsigned requests = run->plan.requests_per_client;
+    if (run->life.window_len != 0) {
+        requests *= 4; /* room has to be used up first */
+    }
+    for (unsigned i = 0; i < requests && goes_on(client); i++) {
         if (chance(run, run->plan.pause_ppm)) {
             co_sleep_ns(run->world, below(run, 2000000));
         }
