@@ -14,6 +14,7 @@
 #include "qcow2/commit.h"
 #include "qcow2/engine.h"
 #include "qcow2/refcount.h"
+#include "qcow2/reftable.h"
 
 /* Refcount slices looked at for one allocation that found no hint. */
 #define SCAN_SLICES_PER_ALLOC 8
@@ -116,7 +117,7 @@ static bool take_run(struct alloc *alloc, uint64_t count, bool any_length, struc
 {
     unsigned best = alloc->run_count;
     for (unsigned i = 0; i < alloc->run_count; i++) {
-        if (alloc->runs[i].count >= count || alloc->tight) {
+        if (alloc->runs[i].count >= count || (any_length && alloc->tight)) {
             best = i;
             break;
         }
@@ -167,8 +168,18 @@ static int co_scan_some(struct qcow2 *q)
     return 0;
 }
 
-/* O7: the position is computed and reserved in one step, with end_lock held. */
-static int reserve_at_end_locked(struct qcow2 *q, uint64_t count, struct free_run *taken)
+/* Whom an allocation is for. */
+enum alloc_for {
+    FOR_ANY,
+    FOR_REFTABLE, /* what makes room for entries must not need it */
+};
+
+/*
+ * O7: the position is computed and reserved in one step, with end_lock held. -EAGAIN: the refcount
+ * table needs another place first.
+ */
+static int reserve_at_end_locked(struct qcow2 *q, uint64_t count, enum alloc_for whom,
+                                 struct free_run *taken)
 {
     struct alloc *alloc = &q->alloc;
     uint64_t end_bytes;
@@ -180,17 +191,30 @@ static int reserve_at_end_locked(struct qcow2 *q, uint64_t count, struct free_ru
     if (q->disk->is_block_device && end_bytes > q->disk->size_bytes) {
         return -ENOSPC;
     }
+    if (whom == FOR_ANY && reftable_too_short(q, alloc->append_next + count)) {
+        return -EAGAIN;
+    }
     *taken = (struct free_run){alloc->append_next, count, alloc->append_next >= alloc->zero_from};
     alloc->append_next += count;
     return 0;
 }
 
-static int co_reserve_at_end(struct qcow2 *q, uint64_t count, struct free_run *taken)
+static int co_reserve_at_end(struct qcow2 *q, uint64_t count, enum alloc_for whom,
+                             struct free_run *taken)
 {
-    co_mutex_lock(&q->alloc.end_lock);
-    int ret = reserve_at_end_locked(q, count, taken);
-    co_mutex_unlock(&q->alloc.end_lock);
-    return ret;
+    for (;;) {
+        co_mutex_lock(&q->alloc.end_lock);
+        uint64_t end = q->alloc.append_next + count;
+        int ret = reserve_at_end_locked(q, count, whom, taken);
+        co_mutex_unlock(&q->alloc.end_lock);
+        if (ret != -EAGAIN) {
+            return ret;
+        }
+        ret = co_reftable_keep_place(q, end);
+        if (ret < 0) {
+            return ret;
+        }
+    }
 }
 
 int co_alloc_extend_file(struct qcow2 *q)
@@ -212,9 +236,11 @@ int co_alloc_extend_file(struct qcow2 *q)
     return ret;
 }
 
-static int co_choose(struct qcow2 *q, uint64_t count, struct free_run *taken)
+/* any_length: a shorter run will do, too. */
+static int co_choose(struct qcow2 *q, uint64_t count, bool any_length, enum alloc_for whom,
+                     struct free_run *taken)
 {
-    if (take_run(&q->alloc, count, false, taken)) {
+    if (take_run(&q->alloc, count, q->alloc.tight && any_length, taken)) {
         return 0;
     }
     if (q->alloc.scan_next < q->alloc.scan_end) {
@@ -223,17 +249,17 @@ static int co_choose(struct qcow2 *q, uint64_t count, struct free_run *taken)
             return ret;
         }
     }
-    if (take_run(&q->alloc, count, true, taken)) {
+    if (take_run(&q->alloc, count, any_length, taken)) {
         return 0;
     }
-    int ret = co_reserve_at_end(q, count, taken);
+    int ret = co_reserve_at_end(q, count, whom, taken);
     while (ret == -ENOSPC && q->alloc.scan_next < q->alloc.scan_end) {
         /* The end is reached before all has been looked at. */
         int scanned = co_scan_some(q);
         if (scanned < 0) {
             return scanned;
         }
-        ret = take_run(&q->alloc, count, true, taken) ? 0 : -ENOSPC;
+        ret = take_run(&q->alloc, count, any_length, taken) ? 0 : -ENOSPC;
     }
     return ret;
 }
@@ -252,12 +278,21 @@ static void give_back(struct alloc *alloc, const struct free_run *taken, uint64_
     alloc_add_free(alloc, from, end - from, taken->reads_zero);
 }
 
-int co_alloc(struct qcow2 *q, uint64_t count, uint64_t *first, uint64_t *got, bool *reads_zero)
+static int co_alloc_some(struct qcow2 *q, uint64_t count, enum alloc_for whom, uint64_t *first,
+                         uint64_t *got, bool *reads_zero)
 {
     assert(count > 0);
+    if (q->disk->is_block_device && whom == FOR_ANY &&
+        reftable_too_short(q, q->alloc.append_next)) {
+        /* All of it may come to be counted, and there is most room in the beginning. */
+        int ret = co_reftable_keep_place(q, q->alloc.append_next);
+        if (ret < 0 && ret != -ENOSPC) {
+            return ret;
+        }
+    }
     for (;;) {
         struct free_run taken;
-        int ret = co_choose(q, count, &taken);
+        int ret = co_choose(q, count, true, whom, &taken);
         if (ret < 0) {
             return ret;
         }
@@ -278,6 +313,11 @@ int co_alloc(struct qcow2 *q, uint64_t count, uint64_t *first, uint64_t *got, bo
         }
         /* Every cluster of the hint was taken already: try the next one. */
     }
+}
+
+int co_alloc(struct qcow2 *q, uint64_t count, uint64_t *first, uint64_t *got, bool *reads_zero)
+{
+    return co_alloc_some(q, count, FOR_ANY, first, got, reads_zero);
 }
 
 /*
@@ -354,7 +394,7 @@ int co_alloc_search(struct qcow2 *q)
  * Gives refcount blocks to those regions of a reserved run that have none. They stand outside of
  * the run: a block inside would cut it, and no run longer than a region could ever be had.
  */
-static int co_prepare_counts(struct qcow2 *q, uint64_t first, uint64_t count)
+static int co_prepare_counts(struct qcow2 *q, uint64_t first, uint64_t count, enum alloc_for whom)
 {
     uint64_t end = first + count;
     for (uint64_t at = first; at < end; at = round_up_to(at + 1, q->geo.refblock_entries)) {
@@ -363,7 +403,7 @@ static int co_prepare_counts(struct qcow2 *q, uint64_t first, uint64_t count)
         if (refcount_block_exists(q, at)) {
             continue;
         }
-        int ret = co_alloc(q, 1, &block, &got, &reads_zero);
+        int ret = co_alloc_some(q, 1, whom, &block, &got, &reads_zero);
         if (ret < 0) {
             return ret;
         }
@@ -378,15 +418,15 @@ static int co_prepare_counts(struct qcow2 *q, uint64_t first, uint64_t count)
     return 0;
 }
 
-int co_alloc_contiguous(struct qcow2 *q, uint64_t count, uint64_t *first)
+static int co_alloc_all(struct qcow2 *q, uint64_t count, enum alloc_for whom, uint64_t *first)
 {
     for (;;) {
         struct free_run taken;
-        int ret = co_reserve_at_end(q, count, &taken);
+        int ret = co_choose(q, count, false, whom, &taken);
         if (ret < 0) {
             return ret;
         }
-        ret = co_prepare_counts(q, taken.first, count);
+        ret = co_prepare_counts(q, taken.first, count, whom);
         if (ret < 0) {
             give_back(&q->alloc, &taken, taken.first);
             return ret;
@@ -407,6 +447,16 @@ int co_alloc_contiguous(struct qcow2 *q, uint64_t count, uint64_t *first)
             return ret;
         }
     }
+}
+
+int co_alloc_contiguous(struct qcow2 *q, uint64_t count, uint64_t *first)
+{
+    return co_alloc_all(q, count, FOR_ANY, first);
+}
+
+int co_alloc_for_reftable(struct qcow2 *q, uint64_t count, uint64_t *first)
+{
+    return co_alloc_all(q, count, FOR_REFTABLE, first);
 }
 
 void co_alloc_undo(struct qcow2 *q, uint64_t first, uint64_t count)

@@ -48,8 +48,11 @@ void alloc_init(struct alloc *alloc, uint64_t first_free, bool appended_reads_ze
  */
 int co_alloc(struct qcow2 *q, uint64_t count, uint64_t *first, uint64_t *got, bool *reads_zero);
 
-/* The same at the end of the file, and all of `count` or nothing. */
+/* The same, and all of `count` or nothing. */
 int co_alloc_contiguous(struct qcow2 *q, uint64_t count, uint64_t *first);
+
+/* The same for a larger refcount table: the one allocation that does not wait for its place. */
+int co_alloc_for_reftable(struct qcow2 *q, uint64_t count, uint64_t *first);
 
 /* Gives back clusters that were never published. Failure to count them down leaks them, with a log
  * line. May suspend. */

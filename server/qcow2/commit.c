@@ -13,6 +13,7 @@
 #include "base/bytes.h"
 #include "qcow2/alloc.h"
 #include "qcow2/engine.h"
+#include "qcow2/reftable.h"
 #include "sched/break_point.h"
 #include "sched/co.h"
 
@@ -96,6 +97,7 @@ static int snapshot_reftable(struct qcow2 *q, struct snapshot_pieces *pieces)
     const struct reftable *table = &q->reftable;
 
     if (pieces->moves_reftable) {
+        assert(table->count * 8 <= (uint64_t)pieces->new_reftable_clusters << q->geo.cluster_bits);
         return encode_entries(&pieces->reftable, pieces->new_reftable.bytes, table->entries, 0,
                               table->count,
                               (size_t)pieces->new_reftable_clusters << q->geo.cluster_bits);
@@ -117,56 +119,30 @@ static void pieces_free(struct snapshot_pieces *pieces)
     free(pieces->reftable.bytes);
 }
 
-static uint64_t reftable_disk_entries(const struct qcow2 *q)
-{
-    return ((uint64_t)q->header.reftable_clusters << q->geo.cluster_bits) / 8;
-}
-
-/* Clusters for a table of the size wanted, their space on the host allocated. */
-static int co_alloc_table(struct qcow2 *q, uint64_t clusters, uint64_t *first)
-{
-    int ret = co_alloc_contiguous(q, clusters, first);
-    if (ret < 0) {
-        return ret;
-    }
-    ret = q->disk->ops->co_zero(q->disk, *first << q->geo.cluster_bits,
-                                clusters << q->geo.cluster_bits);
-    if (ret < 0) {
-        co_alloc_undo(q, *first, clusters);
-    }
-    return ret;
-}
-
 /*
- * Finds a new place for a refcount table that has outgrown its old one. Allocating may make the
- * table grow again (the clusters need counts, too), hence the loop. Nothing is lost when it fails:
- * a full disk fails this commit alone, and the next one tries again.
+ * A refcount table that has outgrown its place moves to the one that was kept for it. Only on a
+ * block device that has filled up can there be none: that fails this commit alone, and the next one
+ * tries again.
  */
 static int co_place_reftable(struct qcow2 *q, struct snapshot_pieces *pieces)
 {
-    while (q->reftable.count > reftable_disk_entries(q)) {
-        uint64_t entries = q->reftable.count + q->reftable.count / 2;
-        uint64_t clusters = div_round_up(entries * 8, q->geo.cluster_bytes);
-        uint64_t first;
-        int ret = co_alloc_table(q, clusters, &first);
+    struct reftable *table = &q->reftable;
+
+    if (table->count > reftable_disk_entries(q) && table->kept_clusters == 0) {
+        int ret = co_reftable_keep_place(q, q->alloc.append_next);
         if (ret < 0) {
             return ret;
         }
-        if (q->reftable.count * 8 > clusters << q->geo.cluster_bits) {
-            co_alloc_undo(q, first, clusters);
-            continue;
-        }
-        for (uint64_t i = 0; i < clusters; i++) {
-            ret = metamap_add(&q->metamap, first + i);
-            if (ret != 0) {
-                return ret < 0 ? ret : -EIO;
-            }
-        }
-        pieces->moves_reftable = true;
-        pieces->new_reftable = host_cluster_start(&q->geo, first);
-        pieces->new_reftable_clusters = (uint32_t)clusters;
-        return 0;
     }
+    /* Whoever is just making a place larger goes first. */
+    co_mutex_lock(&table->place_lock);
+    if (table->kept_clusters != 0) {
+        table->moving = true;
+        pieces->moves_reftable = true;
+        pieces->new_reftable = host_cluster_start(&q->geo, table->kept_first);
+        pieces->new_reftable_clusters = table->kept_clusters;
+    }
+    co_mutex_unlock(&table->place_lock);
     return 0;
 }
 
@@ -234,6 +210,8 @@ static int co_write_reftable(struct qcow2 *q, struct snapshot_pieces *pieces)
     }
     ret = co_fsync(q);
     if (ret == 0) {
+        q->reftable.kept_clusters = 0;
+        q->reftable.moving = false;
         retire_reftable(q, old, old_clusters);
     }
     return ret;

@@ -20,8 +20,8 @@ struct qcow2;
 
 /*
  * Everything that completed before the call is durable when it returns 0 (O4). -EIO: the image has
- * failed, now or before (O8). -ENOSPC: a larger refcount table found no room; nothing is lost, and
- * asking again is right. May suspend.
+ * failed, now or before (O8). -ENOSPC: a larger refcount table found no room, on a block device
+ * that had none for it from the beginning; nothing is lost, and asking again is right. May suspend.
  */
 int co_commit(struct qcow2 *q);
 

@@ -59,6 +59,11 @@ struct reftable {
     uint64_t dirty_first; /* entries to write, [first, end); empty when equal */
     uint64_t dirty_end;
     struct co_mutex lock; /* making a refcount block */
+    /* The place that a commit moves the table to (reftable.h); 0 clusters: it stays. */
+    uint64_t kept_first;
+    uint32_t kept_clusters;
+    bool moving;                /* a commit is at it */
+    struct co_mutex place_lock; /* keeping a place */
 };
 
 #define L1_SECTOR_ENTRIES 64U /* entries in 512 bytes: what a disk writes whole */

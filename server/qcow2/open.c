@@ -446,6 +446,7 @@ static int layer_init(struct qcow2 *q, struct errtext *err)
     }
     wait_queue_init(&q->commit.done);
     co_mutex_init(&q->reftable.lock);
+    co_mutex_init(&q->reftable.place_lock);
     co_mutex_init(&q->l1.lock);
     co_mutex_init(&q->header_lock);
     co_mutex_init(&q->room_line);
