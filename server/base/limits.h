@@ -43,6 +43,9 @@
 /* Stopping: in-flight requests are waited for, then clients that do not read are cut; unless
  * --shutdown-timeout says otherwise. */
 #define LIMIT_SHUTDOWN_GRACE_MS 10000U
+/* Of that time, who is waited for and moves no byte has this long; in the handshake, this. */
+#define LIMIT_SHUTDOWN_STILL_MS           2000U
+#define LIMIT_SHUTDOWN_STILL_HANDSHAKE_MS 500U
 
 /* Lines about clients: so many of one kind are logged in so long, the rest is counted. Who asked
  * for debugging gets more. */

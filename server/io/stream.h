@@ -39,6 +39,12 @@ struct stream_ops {
      */
     void (*abort)(struct stream *stream);
     /*
+     * A number that changes while bytes move in either direction, as far as the system shows it: by
+     * Unix sockets in pieces of up to 64 KiB, by others not at all, where it changes each time.
+     * NULL: it is never known. Does not suspend.
+     */
+    uint64_t (*progress)(struct stream *stream);
+    /*
      * From here on the stream is used by the thread of this world's loop, and by no other. Nothing
      * may be waiting in it. NULL where there is only one world. Does not suspend.
      */

@@ -13,6 +13,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <limits.h>
+#include <linux/sockios.h>
 #include <linux/vm_sockets.h>
 #include <liburing.h>
 #include <netinet/in.h>
@@ -22,6 +23,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -51,6 +53,7 @@ struct fd_stream {
     bool aborted;
     bool recv_ended;
     bool data_likely; /* the last receive filled its buffer */
+    uint64_t moved_bytes;
     /* What abort() has to cancel; on the stack of who waits. */
     struct loop_op *receiving;
     struct loop_op *sending;
@@ -92,6 +95,7 @@ static ssize_t co_fd_recv(struct stream *stream, void *buf, size_t len)
         ssize_t got = recv(s->in_fd, buf, len, MSG_DONTWAIT);
         if (got >= 0) {
             s->data_likely = (size_t)got == len;
+            s->moved_bytes += (size_t)got;
             return got;
         }
         if (errno != EAGAIN && errno != EINTR) {
@@ -114,6 +118,7 @@ static ssize_t co_fd_recv(struct stream *stream, void *buf, size_t len)
         int got = co_wait_op(s, sqe, &s->receiving);
         if (got >= 0) {
             s->data_likely = (size_t)got == len;
+            s->moved_bytes += (size_t)got;
             return s->aborted && got == 0 ? -ESHUTDOWN : got;
         }
         if (s->aborted) {
@@ -138,7 +143,8 @@ static int co_send_ring(struct fd_stream *s, struct iovec *iov, int iov_count, i
     struct io_uring_sqe *sqe = loop_sqe(s->loop);
 
     if (s->out_is_socket) {
-        io_uring_prep_sendmsg(sqe, s->out_fd, &message, (unsigned)(flags | MSG_WAITALL));
+        /* Not MSG_WAITALL: then nobody could tell before the end whether the peer reads. */
+        io_uring_prep_sendmsg(sqe, s->out_fd, &message, (unsigned)flags);
     } else {
         io_uring_prep_writev(sqe, s->out_fd, iov, (unsigned)iov_count, (uint64_t)-1);
     }
@@ -154,6 +160,7 @@ static int co_fd_send(struct stream *stream, struct iovec *iov, int iov_count, b
 {
     struct fd_stream *s = to_fd_stream(stream);
 
+    bool full = false; /* what the ring had to wait for is taken up by the ring at once */
     iov_advance(&iov, &iov_count, 0);
     while (iov_count > 0) {
         int batch = MIN_OF(iov_count, IOV_MAX);
@@ -163,12 +170,13 @@ static int co_fd_send(struct stream *stream, struct iovec *iov, int iov_count, b
         if (s->aborted) {
             return -ESHUTDOWN;
         }
-        if (s->out_is_socket) {
+        if (s->out_is_socket && !full) {
             struct msghdr message = {.msg_iov = iov, .msg_iovlen = (size_t)batch};
             sent = sendmsg(s->out_fd, &message, flags | MSG_DONTWAIT);
             sent = sent < 0 ? -errno : sent;
         }
         if (sent == -EAGAIN || sent == -ENOBUFS) {
+            full = true;
             sent = co_send_ring(s, iov, batch, flags);
         }
         if (sent < 0 && s->aborted) {
@@ -178,6 +186,7 @@ static int co_fd_send(struct stream *stream, struct iovec *iov, int iov_count, b
             return (int)sent;
         }
         if (sent > 0) {
+            s->moved_bytes += (size_t)sent;
             iov_advance(&iov, &iov_count, (size_t)sent);
         }
     }
@@ -214,6 +223,18 @@ static void fd_end_recv(struct stream *stream)
     if (s->receiving && !s->receiving->done) {
         loop_cancel(s->loop, s->receiving);
     }
+}
+
+/* A socket takes bytes again when much of its buffer is empty: before, what is unread gets less. */
+static uint64_t fd_progress(struct stream *stream)
+{
+    struct fd_stream *s = to_fd_stream(stream);
+    int unread = 0;
+
+    if (ioctl(s->out_fd, s->out_is_socket ? SIOCOUTQ : FIONREAD, &unread) < 0) {
+        return ++s->moved_bytes;
+    }
+    return (s->moved_bytes << 32) + (uint64_t)unread;
 }
 
 static void fd_move(struct stream *stream, struct world *world)
@@ -261,6 +282,7 @@ static const struct stream_ops fd_stream_ops = {
     .co_send = co_fd_send,
     .end_recv = fd_end_recv,
     .abort = fd_abort,
+    .progress = fd_progress,
     .move = fd_move,
     .co_close = co_fd_close,
 };

@@ -443,6 +443,12 @@ static void co_tls_close(struct stream *stream)
     inner->ops->co_close(inner);
 }
 
+static uint64_t tls_progress(struct stream *stream)
+{
+    struct stream *inner = to_tls(stream)->inner;
+    return inner->ops->progress(inner);
+}
+
 static void tls_move(struct stream *stream, struct world *world)
 {
     struct tls_stream *s = to_tls(stream);
@@ -456,6 +462,7 @@ static const struct stream_ops tls_stream_ops = {
     .co_send = co_tls_send,
     .end_recv = tls_end_recv,
     .abort = tls_abort,
+    .progress = tls_progress,
     .move = tls_move,
     .co_close = co_tls_close,
 };

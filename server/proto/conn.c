@@ -19,6 +19,8 @@
 #define STALL_BYTES_PER_MS    256U
 #define STALL_LOOK_EVERY_NS   (1000 * MS_NS)
 #define GOODBYE_LOOK_EVERY_NS (5000 * MS_NS)
+/* While draining: between two looks at who moves. */
+#define PROGRESS_LOOK_EVERY_NS (100 * MS_NS)
 /* Between two tries to reach another loop, when there is no memory for it. */
 #define CALL_PAUSE_NS (100 * MS_NS)
 
@@ -187,6 +189,49 @@ static void on_grace_over(struct world_timer *timer)
     }
 }
 
+/* How long the peer may move nothing while it is waited for; 0: nothing waits for it. */
+static uint64_t patience_ns(const struct connection *conn)
+{
+    if (conn->state <= CONNECTION_OPTIONS) {
+        return LIMIT_SHUTDOWN_STILL_HANDSHAKE_MS * MS_NS;
+    }
+    return conn->receives_payload || conn->send_stalls_ns != 0 ? LIMIT_SHUTDOWN_STILL_MS * MS_NS
+                                                               : 0;
+}
+
+/* Whether it has moved since the last look; for all that is known. */
+static bool has_moved(struct connection *conn)
+{
+    const struct stream_ops *ops = conn->stream->ops;
+    uint64_t before = conn->progress;
+
+    conn->progress = ops->progress ? ops->progress(conn->stream) : before + 1;
+    return conn->progress != before;
+}
+
+/* O9: a peer that still moves is waited for, one that does not holds up the end no longer. */
+static void look_at_progress(struct connection *conn, uint64_t now_ns)
+{
+    uint64_t patience = patience_ns(conn);
+
+    if (has_moved(conn) || patience == 0) {
+        conn->progressed_ns = now_ns;
+    } else if (now_ns - conn->progressed_ns >= patience) {
+        connection_abort(conn, "the server shuts down, and it moves no byte");
+    }
+}
+
+static void on_progress_timer(struct world_timer *timer)
+{
+    struct nbd_service *service = container_of(timer, struct nbd_service, progress_timer);
+    uint64_t now_ns = world_now_ns(service->world);
+
+    list_for_each(link, &service->connections) {
+        look_at_progress(list_entry(link, struct connection, link), now_ns);
+    }
+    service->world->ops->timer_start(service->world, timer, now_ns + PROGRESS_LOOK_EVERY_NS);
+}
+
 static void on_dismissal_over(struct world_timer *timer)
 {
     struct connection *conn = container_of(timer, struct connection, dismissal_timer);
@@ -205,6 +250,7 @@ void nbd_service_init(struct nbd_service *service)
         .limits = nbd_limits_default(),
         .stall_timer.fired = on_stall_timer,
         .grace_timer.fired = on_grace_over,
+        .progress_timer.fired = on_progress_timer,
     };
     list_init(&service->connections);
     list_init(&service->to_send);
@@ -277,6 +323,7 @@ static void connection_dismiss(struct connection *conn)
 static void connection_join(struct connection *conn, struct nbd_service *service)
 {
     conn->service = service;
+    conn->progressed_ns = world_now_ns(service->world);
     list_push_back(&service->connections, &conn->link);
     conn->dismissed = false;
     if (conn->leave_by_ns != 0) {
@@ -444,11 +491,20 @@ void co_nbd_drain(struct nbd_service *service, uint64_t grace_ns)
 {
     struct world *world = service->world;
 
-    service->draining = true;
+    uint64_t now_ns = world_now_ns(world);
+    uint64_t deadline_ns = now_ns + grace_ns;
+    if (!service->draining) {
+        service->draining = true;
+        list_for_each(link, &service->connections) {
+            struct connection *conn = list_entry(link, struct connection, link);
+            (void)has_moved(conn); /* from now on */
+            conn->progressed_ns = now_ns;
+        }
+        world->ops->timer_start(world, &service->progress_timer, now_ns + PROGRESS_LOOK_EVERY_NS);
+    }
     list_for_each(link, &service->connections) {
         drain_one(list_entry(link, struct connection, link));
     }
-    uint64_t deadline_ns = world_now_ns(world) + grace_ns;
     /* A second call may shorten the grace of the first. */
     if (service->grace_deadline_ns == 0 || deadline_ns < service->grace_deadline_ns) {
         service->grace_deadline_ns = deadline_ns;
@@ -459,6 +515,7 @@ void co_nbd_drain(struct nbd_service *service, uint64_t grace_ns)
         co_wait(&service->gone);
     }
     world->ops->timer_stop(world, &service->grace_timer);
+    world->ops->timer_stop(world, &service->progress_timer);
 }
 
 /* ---- Telling the users of one export to go ---- */

@@ -70,6 +70,10 @@ struct connection {
      * none. */
     uint64_t receive_stalls_ns;
     uint64_t send_stalls_ns;
+    bool receives_payload; /* and waits for the peer */
+    /* While the service drains: what the stream's progress was, and when it last changed. */
+    uint64_t progress;
+    uint64_t progressed_ns;
 };
 
 /* Ends both directions; nothing is sent any more. `why` goes to the log. Does not suspend. */

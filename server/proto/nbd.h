@@ -126,8 +126,9 @@ struct nbd_service {
     struct list spare_commands; /* recycled while any connection is served */
     unsigned spare_count;
     unsigned budget_waiters;
-    struct world_timer stall_timer; /* armed while there are budget waiters */
-    struct world_timer grace_timer; /* armed while draining */
+    struct world_timer stall_timer;    /* armed while there are budget waiters */
+    struct world_timer grace_timer;    /* armed while draining; */
+    struct world_timer progress_timer; /* and so is this one */
     uint64_t grace_deadline_ns;
 };
 
@@ -159,9 +160,9 @@ void co_nbd_refuse(struct nbd_service *service, struct stream *stream, const cha
 
 /*
  * Stops taking requests on all connections that are with this service, lets those in flight finish
- * and their replies leave, then closes (O9). Connections not gone after grace_ns (a client that
- * does not read) are cut. Suspends until none is left here. Connections that come in after that
- * leave at once.
+ * and their replies leave, then closes (O9). Who has none goes at once. Who is waited for and moves
+ * no byte for LIMIT_SHUTDOWN_STILL_MS is cut, and so are all that are not gone after grace_ns.
+ * Suspends until none is left here. Connections that come in after that leave at once.
  */
 void co_nbd_drain(struct nbd_service *service, uint64_t grace_ns);
 

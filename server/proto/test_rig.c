@@ -114,11 +114,18 @@ static void co_client_close(struct stream *stream)
     client->closed = true;
 }
 
+static uint64_t client_stream_progress(struct stream *stream)
+{
+    const struct client *client = client_of(stream);
+    return client->to_server_at + client->from_server_at;
+}
+
 static const struct stream_ops client_stream_ops = {
     .co_recv = co_client_recv,
     .co_send = co_client_send,
     .end_recv = client_stream_end_recv,
     .abort = client_stream_abort,
+    .progress = client_stream_progress,
     .co_close = co_client_close,
 };
 

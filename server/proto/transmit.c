@@ -161,11 +161,20 @@ static void co_take_from_budget(struct nbd_service *service, uint64_t bytes)
     nbd_budget_waiter_went(service);
 }
 
+static void refuse_draining(const struct connection *conn, struct nbd_request *request)
+{
+    if (connection_draining(conn) && !request->error) {
+        request->error = NBD_ESHUTDOWN;
+        request->reason = reply_error_text(NBD_ESHUTDOWN);
+    }
+}
+
 /*
  * Waits until the connection may have one more command of so many bytes, and makes it. NULL when
- * the connection was aborted meanwhile, or without memory (then it is aborted here).
+ * the connection was aborted meanwhile, or without memory (then it is aborted here). What has to
+ * wait until the server shuts down is refused (O9).
  */
-static struct command *co_admit(struct connection *conn, const struct nbd_request *request)
+static struct command *co_admit(struct connection *conn, struct nbd_request *request)
 {
     uint64_t bytes = bytes_needed(request);
 
@@ -179,6 +188,7 @@ static struct command *co_admit(struct connection *conn, const struct nbd_reques
     if (!from_reserve) {
         co_take_from_budget(conn->service, bytes);
     }
+    refuse_draining(conn, request);
     struct command *command = conn->aborted ? NULL : command_create(conn->service);
     if (!command) {
         if (!from_reserve) {
@@ -851,8 +861,10 @@ static bool co_receive_payload(struct command *command)
     if (command->charged_bytes > command->reserve_bytes) {
         conn->receive_stalls_ns = connection_stall_time(conn, request->payload_len);
     }
+    conn->receives_payload = true;
     int rc = request->error ? co_input_skip(&conn->input, request->payload_len)
                             : co_receive_data(command);
+    conn->receives_payload = false;
     conn->receive_stalls_ns = 0;
     if (rc < 0) {
         connection_note(conn, "gone within a payload");
@@ -872,14 +884,6 @@ static bool co_receive_filter(struct connection *conn, struct nbd_request *reque
     }
     request_decode_filter(filter, &conn->rules, request);
     return true;
-}
-
-static void refuse_draining(const struct connection *conn, struct nbd_request *request)
-{
-    if (connection_draining(conn) && !request->error) {
-        request->error = NBD_ESHUTDOWN;
-        request->reason = reply_error_text(NBD_ESHUTDOWN);
-    }
 }
 
 /* Once a connection: it says which kind of client this is. */

@@ -14,6 +14,7 @@
 #include <linux/filter.h>
 #include <linux/fs.h>
 #include <linux/seccomp.h>
+#include <linux/sockios.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <signal.h>
@@ -169,8 +170,8 @@ static void add_descriptor_rules(struct rules *rules)
 {
     static const int commands[] = {F_GETFD,     F_SETFD,     F_GETFL, F_SETFL,     F_DUPFD_CLOEXEC,
                                    F_OFD_GETLK, F_OFD_SETLK, F_GETLK, F_GETPIPE_SZ};
-    static const unsigned long requests[] = {BLKGETSIZE64, BLKSSZGET, BLKPBSZGET,
-                                             BLKROGET,     FIONREAD,  TCGETS};
+    static const unsigned long requests[] = {BLKGETSIZE64, BLKSSZGET, BLKPBSZGET, BLKROGET,
+                                             FIONREAD,     SIOCOUTQ,  TCGETS};
     for (unsigned i = 0; i < ARRAY_LEN(commands); i++) {
         allow_value(rules, "fcntl", 1, (uint64_t)commands[i]);
         allow_value(rules, "fcntl64", 1, (uint64_t)commands[i]);
