@@ -3,10 +3,10 @@
  * `qcowd create`. A backing file is opened, whole chain and all, before the image that names it is
  * made: for its size, and because an overlay over nothing helps nobody.
  */
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/log.h"
 #include "cmd/commands.h"
@@ -14,14 +14,15 @@
 #include "qcow2/qcow2.h"
 #include "service/runtime.h"
 
-static int co_open_backing(struct world *world, const char *path, const char *format,
+/* What is below it, and has no format in its header, is taken to be of the same format. */
+static int co_open_backing(struct world *world, const struct backing_file *file,
                            struct image **backing, struct errtext *err)
 {
-    if (strcmp(format, "raw") == 0) {
-        return co_raw_open(world, path, true, false, backing, err);
+    if (file->format == BACKING_FORMAT_RAW) {
+        return co_raw_open(world, file->path, true, false, backing, err);
     }
-    struct qcow2_open_options options = {.read_only = true};
-    return co_qcow2_open(world, path, &options, backing, err);
+    struct qcow2_open_options options = {.read_only = true, .backing_format = file->format};
+    return co_qcow2_open(world, file->path, &options, backing, err);
 }
 
 static int co_measure_backing(struct world *world, const char *image_path,
@@ -29,13 +30,19 @@ static int co_measure_backing(struct world *world, const char *image_path,
                               struct errtext *err)
 {
     struct image *backing;
-    char *path;
-    int result = backing_path_resolve(image_path, options->backing_name, &path, err);
+    struct backing_file file;
+    int result = backing_resolve(image_path, options->backing_name, options->backing_format,
+                                 BACKING_FORMAT_UNNAMED, &file, err);
     if (result < 0) {
+        backing_file_free(&file);
         return result;
     }
-    result = co_open_backing(world, path, options->backing_format, &backing, err);
-    free(path);
+    result = file.below_given ? err_set(err, ENOTSUP,
+                                        "%s: its name says what is below it ('backing'): leave "
+                                        "that to the header of that file",
+                                        file.path)
+                              : co_open_backing(world, &file, &backing, err);
+    backing_file_free(&file);
     if (result < 0) {
         err_prefix(err, "backing file");
         return result;

@@ -84,8 +84,8 @@ bool export_config_equal(const struct export_config *a, const struct export_conf
 {
     return same_text(a->name, b->name) && same_text(a->image, b->image) &&
            same_text(a->description, b->description) && a->read_only == b->read_only &&
-           a->direct == b->direct && a->trim == b->trim && a->tls_only == b->tls_only &&
-           a->bytes_per_second == b->bytes_per_second &&
+           a->direct == b->direct && a->trim == b->trim && a->backing_format == b->backing_format &&
+           a->tls_only == b->tls_only && a->bytes_per_second == b->bytes_per_second &&
            a->operations_per_second == b->operations_per_second &&
            access_equal(&a->access, &b->access);
 }
@@ -173,6 +173,17 @@ static int set_cache(struct export_config *config, const struct setting *setting
     return set_flag(&config->direct, "none", "writeback", "writeback or none", setting, err);
 }
 
+static int set_backing_format(struct export_config *config, const struct setting *setting,
+                              struct errtext *err)
+{
+    enum backing_format format = backing_format_find(setting->value);
+    if (format == BACKING_FORMAT_UNNAMED) {
+        return refuse(setting, "raw or qcow2", err);
+    }
+    config->backing_format = format;
+    return 0;
+}
+
 static int set_tls(struct export_config *config, const struct setting *setting, struct errtext *err)
 {
     return set_flag(&config->tls_only, "require", "on",
@@ -233,6 +244,7 @@ int export_config_set(struct export_config *config, const char *field, const cha
         {"read-only", set_read_only},
         {"discard", set_discard},
         {"cache", set_cache},
+        {"backing-format", set_backing_format},
         {"tls", set_tls},
         {"allow", add_origin},
         {"tls-allow", add_identity},

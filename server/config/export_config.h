@@ -24,6 +24,7 @@ struct export_config {
     bool read_only;
     bool direct; /* cache none */
     enum trim_policy trim;
+    enum backing_format backing_format; /* of backing files whose format no header names */
     bool tls_only;
     struct access access;
     uint64_t bytes_per_second; /* 0: as the server has it; the same for the next */
@@ -38,9 +39,9 @@ int export_config_copy(struct export_config *to, const struct export_config *fro
 bool export_config_equal(const struct export_config *a, const struct export_config *b);
 
 /*
- * Sets what `field` names: name, image, description, read-only, discard, cache, tls, allow,
- * tls-allow, bytes-per-second, operations-per-second. allow and tls-allow add a rule. 0, or
- * -errno with a message that begins with what the field is called where it was written.
+ * Sets what `field` names: name, image, description, read-only, discard, cache, backing-format,
+ * tls, allow, tls-allow, bytes-per-second, operations-per-second. allow and tls-allow add a rule.
+ * 0, or -errno with a message that begins with what the field is called where it was written.
  */
 int export_config_set(struct export_config *config, const char *field, const char *called,
                       const char *value, struct errtext *err);

@@ -84,6 +84,11 @@ static int take_cache(struct config *config, char *value, struct errtext *err)
     return set(config, "cache", "--cache", value, err);
 }
 
+static int take_backing_format(struct config *config, char *value, struct errtext *err)
+{
+    return set(config, "backing-format", "--backing-format", value, err);
+}
+
 static int take_allow(struct config *config, char *value, struct errtext *err)
 {
     return set(config, "allow", "--allow", value, err);
@@ -224,6 +229,10 @@ static const struct option_spec options[] = {
      take_discard},
     {"cache", '\0', "writeback|none", "use the host's page cache (default), or bypass it",
      take_cache},
+    {"backing-format", '\0', "raw|qcow2",
+     "what a backing file is whose format no header names: it\n"
+     "is never guessed",
+     take_backing_format},
     {"allow", '\0', "ORIGIN",
      "let in only clients from there: unix, user:NAME, group:NAME,\n"
      "10.0.0.0/8, vsock:CID, stdio; may be repeated",

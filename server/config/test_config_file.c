@@ -42,6 +42,7 @@ START_TEST(every_key)
                        "    read-only = true\n"
                        "    discard = ignore\n"
                        "    cache = none\n"
+                       "    backing-format = raw\n"
                        "    tls = require\n"
                        "    allow = { \"10.0.0.0/8\", \"unix\", \"user:root\" }\n"
                        "    tls-allow = { \"dn:CN=vm1\" }\n"
@@ -60,6 +61,7 @@ START_TEST(every_key)
     ck_assert_str_eq(one->image, image);
     ck_assert_str_eq(one->description, "the first");
     ck_assert(one->read_only && one->direct && one->trim == TRIM_IGNORE && one->tls_only);
+    ck_assert_int_eq((int)one->backing_format, (int)BACKING_FORMAT_RAW);
     ck_assert_uint_eq(one->access.origin_count, 3);
     ck_assert_uint_eq(one->access.identity_count, 2);
     ck_assert_uint_eq(one->bytes_per_second, 100 * MIB);

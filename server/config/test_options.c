@@ -76,6 +76,7 @@ START_TEST(test_serve_defaults)
     ck_assert(!only()->read_only);
     ck_assert(!only()->direct);
     ck_assert_int_eq((int)only()->trim, (int)TRIM_UNMAP);
+    ck_assert_int_eq((int)only()->backing_format, (int)BACKING_FORMAT_UNNAMED);
     ck_assert_ptr_null(line.config.serve.config_file);
     ck_assert_uint_eq(line.config.serve.shutdown_timeout_ms, 10000);
     ck_assert_uint_eq(line.config.serve.threads, 1);
@@ -87,7 +88,7 @@ END_TEST
 START_TEST(test_serve_all_options)
 {
     expect_ok("serve|-U|s.sock|-p|0|-i|::1|-e|vm one|-r|--discard|ignore|--cache=none|--run|ls|"
-              "--shutdown-timeout|3600|-v|disk");
+              "--backing-format|qcow2|--shutdown-timeout|3600|-v|disk");
     const struct serve_config *serve = &line.config.serve;
     ck_assert_str_eq(serve->unix_path, "s.sock");
     ck_assert(serve->tcp);
@@ -99,6 +100,7 @@ START_TEST(test_serve_all_options)
     ck_assert(only()->direct);
     ck_assert_uint_eq(serve->shutdown_timeout_ms, 3600 * 1000);
     ck_assert_int_eq((int)only()->trim, (int)TRIM_IGNORE);
+    ck_assert_int_eq((int)only()->backing_format, (int)BACKING_FORMAT_QCOW2);
     ck_assert_int_eq((int)line.config.log_level, (int)LOG_LEVEL_INFO);
     ck_assert_str_eq(only()->image, "disk");
     expect_ok("--log-writes|log|disk"); /* not with -r */
@@ -273,6 +275,7 @@ START_TEST(test_serve_refusals)
     expect_refused("--read-only=yes|disk", "--read-only takes no value");
     expect_refused("--unix=s|-Z|disk", "'-Z'");
     expect_refused("--discard|maybe|disk", "unmap or ignore");
+    expect_refused("--backing-format|auto|disk", "raw or qcow2");
     expect_refused("--cache|writethrough|disk", "writeback or none");
     expect_refused("--log-writes||disk", "--log-writes");
     expect_refused("--log-writes|log|-r|disk", "--read-only");

@@ -71,6 +71,7 @@ static void co_open_there(void *arg)
         .read_only = !job->open->writable,
         .direct = job->open->direct,
         .trim = job->open->trim,
+        .backing_format = job->open->backing_format,
     };
     job->result = co_qcow2_open(world, job->open->path, &options, &job->image, job->err);
     if (job->result == 0 && job->table->serve->log_writes) {

@@ -33,6 +33,7 @@ struct open_image {
     bool writable;
     bool direct;
     enum trim_policy trim;
+    enum backing_format backing_format;
     struct service_loop *loop;
     struct image *image; /* NULL: not open */
     unsigned exports;    /* that show it */

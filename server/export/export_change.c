@@ -109,11 +109,14 @@ static int find_image(struct change *change, struct wanted_export *wanted, struc
         *wanted->image = image;
     }
     const struct export_config *first = wanted->image->first;
-    if (first->direct != config->direct || first->trim != config->trim) {
+    const char *differs = first->direct != config->direct                   ? "cache"
+                          : first->trim != config->trim                     ? "discard"
+                          : first->backing_format != config->backing_format ? "backing-format"
+                                                                            : NULL;
+    if (differs) {
         return err_set(err, EINVAL,
                        "the exports '%s' and '%s' show the same image, %s: they need the same %s",
-                       show(&one, first->name), show(&other, config->name), config->image,
-                       first->direct != config->direct ? "cache" : "discard");
+                       show(&one, first->name), show(&other, config->name), config->image, differs);
     }
     wanted->image->writable |= !config->read_only;
     return 0;
@@ -156,7 +159,8 @@ static bool could_go_on(const struct wanted_export *wanted, const struct open_im
 static bool is_open_as_wanted(const struct change *change, const struct wanted_image *image,
                               const struct open_image *open)
 {
-    if (open->direct != image->first->direct || open->trim != image->first->trim) {
+    if (open->direct != image->first->direct || open->trim != image->first->trim ||
+        open->backing_format != image->first->backing_format) {
         return false;
     }
     bool enough = open->writable == image->writable;
@@ -183,6 +187,7 @@ static struct open_image *open_image_create(const struct wanted_image *image)
         .writable = image->writable,
         .direct = image->first->direct,
         .trim = image->first->trim,
+        .backing_format = image->first->backing_format,
     };
     list_init(&open->link);
     return open;

@@ -314,7 +314,37 @@ def options_seeds():
     yield "uri", text_lines(4, "/run/a b.sock", "disk?/%41 ä")
 
 
+def backing_name_seeds():
+    """A byte of 4 formats of the header and 3 of the caller, and the name."""
+    file = '"file":{"driver":"file","filename":"/x/base"}'
+    names = {
+        "plain": (1, "base"),
+        "assumed": (4, "/x/base"),
+        "unnamed": (0, "base"),
+        "protocol": (1, "nbd://host/x"),
+        "file": (1, "file:base"),
+        "json": (2, 'json:{"driver":"qcow2",' + file + "}"),
+        "json-dotted": (0, "json:{'driver':'raw','file.driver':'host_device','file.filename':'/dev/x'}"),
+        "json-driverless": (1, "json:{" + file + "}"),
+        "json-through-raw": (1, 'json:{"driver":"raw","file":{"driver":"qcow2",' + file + "}}"),
+        "json-twice": (2, 'json:{"driver":"qcow2","file":{"driver":"qcow2",' + file + "}}"),
+        "json-quotes": (1, "json:{'driver':'raw','file.filename':'it\\'s \"\\u00e9\\n'}"),
+        "json-harmless": (2, 'json:{"driver":"qcow2","node-name":"n","cache":{"direct":true},'
+                             '"encrypt.key-secret":"s",' + file + "}"),
+        "json-offset": (1, 'json:{"driver":"raw","offset":512,' + file + "}"),
+        "json-backing": (2, 'json:{"driver":"qcow2","backing":null,' + file + "}"),
+        "json-below": (2, 'json:{"backing":{"backing":null,"driver":"qcow2",' + file + '},'
+                          '"driver":"qcow2",' + file + "}"),
+        "json-nbd": (1, 'json:{"driver":"nbd","server":{"type":"unix","path":"/s"}}'),
+        "json-deep": (1, "json:" + '{"a":[' * 8),
+        "json-differs": (1, 'json:{"driver":"qcow2",' + file + "}"),
+    }
+    for name, (formats, text) in names.items():
+        yield name, bytes((formats,)) + text.encode()
+
+
 SEEDS = {
+    "backing_name": backing_name_seeds,
     "options": options_seeds,
     "snapshots": snapshots_seeds,
     "connection": connection_seeds,

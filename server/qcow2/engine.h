@@ -86,6 +86,9 @@ struct qcow2 {
     char *path;
     struct qcow2_open_options options;
 
+    /* What an image above says is below this one, until it is opened (chain.h). */
+    bool below_given;
+    struct json_name *below;
     /* The next layer down: at most one of the two. Owned. */
     struct qcow2 *backing;
     struct image *backing_raw;

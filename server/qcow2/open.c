@@ -21,6 +21,7 @@
 #include "qcow2/commit.h"
 #include "qcow2/discard.h"
 #include "qcow2/engine.h"
+#include "qcow2/json_name.h"
 #include "qcow2/read.h"
 #include "qcow2/refcount.h"
 #include "qcow2/write.h"
@@ -125,6 +126,7 @@ static void layer_free(struct qcow2 *q)
     }
     request_table_free(q->table);
     header_free(&q->header);
+    json_name_free(q->below);
     if (q->data != q->disk) {
         disk_close(q->data);
     }
@@ -524,7 +526,7 @@ static int check_no_loop(const struct qcow2 *top, const struct qcow2 *fresh, str
     return 0;
 }
 
-static int co_open_backing_qcow2(struct qcow2 *top, struct qcow2 *above, const char *path,
+static int co_open_backing_qcow2(struct qcow2 *top, struct qcow2 *above, struct backing_file *file,
                                  struct errtext *err)
 {
     struct qcow2_open_options options = {
@@ -533,7 +535,7 @@ static int co_open_backing_qcow2(struct qcow2 *top, struct qcow2 *above, const c
         .cache_bytes = above->options.cache_bytes,
     };
     struct qcow2 *fresh;
-    int ret = co_open_layer(top->world, path, &options, &fresh, err);
+    int ret = co_open_layer(top->world, file->path, &options, &fresh, err);
     if (ret < 0) {
         return ret;
     }
@@ -543,40 +545,82 @@ static int co_open_backing_qcow2(struct qcow2 *top, struct qcow2 *above, const c
         return ret;
     }
     above->backing = fresh;
+    fresh->below_given = file->below_given;
+    fresh->below = file->below;
+    file->below = NULL;
     return 0;
 }
 
-/* Opens what the header of `above` names, if it names anything. */
+/*
+ * Whoever says "raw" of a qcow2 image would show its tables to the guest, and nobody would notice
+ * until the guest had written over them. A header is believed: the guest of a raw disk may write
+ * there what it likes.
+ */
+static int co_check_assumed_raw(struct image *raw, struct errtext *err)
+{
+    uint8_t magic[4];
+    int ret =
+        raw->size_bytes < sizeof(magic) ? 0 : raw->ops->co_read(raw, 0, magic, sizeof(magic), NULL);
+    if (ret < 0) {
+        return err_set(err, -ret, "%s: %s", raw->path, strerror(-ret));
+    }
+    if (raw->size_bytes >= sizeof(magic) && get_be32(magic) == QCOW2_MAGIC) {
+        return err_set(err, EINVAL,
+                       "%s: begins as a qcow2 image does: if it is raw all the same, that must "
+                       "stand in the header that names it",
+                       raw->path);
+    }
+    return 0;
+}
+
+static int co_open_backing_raw(struct qcow2 *top, struct qcow2 *above,
+                               const struct backing_file *file, struct errtext *err)
+{
+    int ret =
+        co_raw_open(top->world, file->path, true, above->options.direct, &above->backing_raw, err);
+    if (ret == 0 && file->format_assumed) {
+        ret = co_check_assumed_raw(above->backing_raw, err);
+    }
+    return ret;
+}
+
+static bool has_backing(const struct qcow2 *q)
+{
+    return q->below_given ? q->below != NULL : q->header.backing_name != NULL;
+}
+
+static int find_backing(struct qcow2 *top, struct qcow2 *above, struct backing_file *file,
+                        struct errtext *err)
+{
+    const struct header *header = &above->header;
+    enum backing_format assumed = top->options.backing_format;
+    if (!above->below_given) {
+        return backing_resolve(above->path, header->backing_name, header->backing_format, assumed,
+                               file, err);
+    }
+    struct json_name *below = above->below;
+    above->below = NULL;
+    return backing_resolve_described(above->path, below, header->backing_format, assumed, file,
+                                     err);
+}
+
+/* Opens what is below `above`. */
 static int co_open_backing(struct qcow2 *top, struct qcow2 *above, struct errtext *err)
 {
-    const char *format = above->header.backing_format;
-    char *path;
-
-    if (!format) {
-        return err_set(err, EINVAL,
-                       "%s: names a backing file but not its format, and guessing it is not safe: "
-                       "run 'qemu-img rebase -u -b BACKING -F FORMAT %s' once",
-                       above->path, above->path);
-    }
-    bool is_qcow2 = strcmp(format, "qcow2") == 0;
-    if (!is_qcow2 && strcmp(format, "raw") != 0) {
-        char shown[64];
-        return err_set(err, ENOTSUP, "%s: backing file format is '%s': allowed are qcow2 and raw",
-                       above->path, err_sanitise(shown, sizeof(shown), format, strlen(format)));
-    }
-    int ret = backing_path_resolve(above->path, above->header.backing_name, &path, err);
+    struct backing_file file;
+    int ret = find_backing(top, above, &file, err);
     if (ret < 0) {
+        backing_file_free(&file);
         return ret;
     }
-    if (is_qcow2) {
-        ret = co_open_backing_qcow2(top, above, path, err);
-    } else {
-        ret = co_raw_open(top->world, path, true, above->options.direct, &above->backing_raw, err);
-    }
-    free(path);
+    ret = file.format == BACKING_FORMAT_QCOW2 ? co_open_backing_qcow2(top, above, &file, err)
+                                              : co_open_backing_raw(top, above, &file, err);
     if (ret < 0) { /* the file that is missing or damaged is not the one that somebody asked for */
-        err_prefix(err, "the backing file of %s", above->path);
+        err_prefix(err, "the backing file of %s%s%s", above->path,
+                   file.format_assumed ? ", taken to be " : "",
+                   file.format_assumed ? backing_format_name(file.format) : "");
     }
+    backing_file_free(&file);
     return ret;
 }
 
@@ -585,7 +629,7 @@ static int co_open_chain(struct qcow2 *top, struct errtext *err)
     struct qcow2 *layer = top;
     unsigned depth = 1;
 
-    while (layer && layer->header.backing_name) {
+    while (layer && has_backing(layer)) {
         if (++depth > LIMIT_CHAIN_DEPTH) {
             return err_set(err, ELOOP, "%s: the backing chain has more than %u images", top->path,
                            LIMIT_CHAIN_DEPTH);

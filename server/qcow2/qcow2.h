@@ -10,6 +10,7 @@
 
 #include "image.h"
 #include "io/world.h"
+#include "qcow2/chain.h"
 
 enum trim_policy {
     TRIM_UNMAP,  /* freed clusters are punched out of the host file */
@@ -23,6 +24,8 @@ struct qcow2_open_options {
     uint64_t cache_bytes; /* budget for L2 slices and refcount blocks; 0: LIMIT_SLICE_CACHE_BYTES */
     /* A commit is started this long after the first change that is not yet committed; 0: 5 s. */
     uint64_t commit_interval_ms;
+    /* What a backing file is, anywhere in the chain, whose format neither header nor name say. */
+    enum backing_format backing_format;
 };
 
 /*
