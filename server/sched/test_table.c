@@ -130,6 +130,66 @@ START_TEST(numbers_grow_and_oldest_moves)
 }
 END_TEST
 
+START_TEST(renewed_number_is_the_youngest)
+{
+    unsigned moved = 0;
+    struct request_table *table = request_table_create(count_call, &moved);
+    struct request first, second;
+
+    request_enter(table, &first);
+    request_enter(table, &second);
+    request_renew(table, &first);
+    ck_assert_uint_eq(moved, 1);
+    ck_assert(first.number == 3 && request_table_oldest_number(table) == 2);
+    request_leave(table, &second);
+    ck_assert(request_table_oldest_number(table) == 3);
+    request_leave(table, &first);
+    request_table_free(table);
+}
+END_TEST
+
+struct requester {
+    struct request_table *table;
+    struct request request;
+    struct hold *hold;
+};
+
+static void take_for_request(void *arg)
+{
+    struct requester *requester = arg;
+
+    request_enter(requester->table, &requester->request);
+    int ret =
+        co_hold_for(requester->table, &requester->request, HOLD_EXCLUSIVE, 0, 10, &requester->hold);
+    REQUIRE(ret == 0);
+}
+
+/* Without a wait the number stays; who waits has none, and gets the youngest with its turn. */
+START_TEST(no_number_while_waiting)
+{
+    struct request_table *table = table_new();
+    struct requester early = {.table = table}, late = {.table = table};
+    struct request between;
+
+    REQUIRE(coro_spawn(take_for_request, &early, "early") == 0);
+    REQUIRE(coro_spawn(take_for_request, &late, "late") == 0);
+    coro_run_ready();
+    request_enter(table, &between);
+    ck_assert(early.hold != NULL && early.request.number == 1);
+    ck_assert(late.hold == NULL && between.number == 3);
+    request_leave(table, &early.request);
+    ck_assert(request_table_oldest_number(table) == 3);
+    hold_release(early.hold);
+    coro_run_ready();
+    ck_assert(late.hold != NULL && late.request.number == 4);
+    request_leave(table, &between);
+    ck_assert(request_table_oldest_number(table) == 4);
+    request_leave(table, &late.request);
+    hold_release(late.hold);
+    table_end(table);
+}
+END_TEST
+
 /* --- holds by hand -------------------------------------------------------------------------- */
 
 START_TEST(uncontended_hold_needs_no_coroutine)
@@ -511,6 +571,8 @@ int main(void)
     TCase *random = tcase_create("random");
 
     tcase_add_test(by_hand, numbers_grow_and_oldest_moves);
+    tcase_add_test(by_hand, renewed_number_is_the_youngest);
+    tcase_add_test(by_hand, no_number_while_waiting);
     tcase_add_test(by_hand, uncontended_hold_needs_no_coroutine);
     tcase_add_test(by_hand, exclusive_excludes_and_shared_share);
     tcase_add_test(by_hand, shared_does_not_overtake_waiting_exclusive);
