@@ -38,6 +38,8 @@ static int run_command(const struct config *config)
         return cmd_check(config);
     case COMMAND_INFO:
         return cmd_info(config);
+    case COMMAND_CTL:
+        return cmd_ctl(config);
     case COMMAND_HELP:
         options_print_help(stdout);
         return EXIT_SUCCESS;

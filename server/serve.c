@@ -22,7 +22,9 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "config/wanted.h"
+#include "control/control.h"
 #include "debug/break_control.h"
+#include "export/desired.h"
 #include "export/export.h"
 #include "filter/logged.h"
 #include "io/net.h"
@@ -45,7 +47,8 @@
 
 struct server {
     const struct serve_config *config;
-    struct export_configs wanted; /* what is in force */
+    struct export_configs wanted; /* at the start */
+    struct desired desired;
     struct loops loops;
     sigset_t original_mask;
 
@@ -55,12 +58,14 @@ struct server {
     struct listeners listeners;
     struct endpoints endpoints;
     struct address address;
+    struct control control;
     struct captive captive;
     struct confinement confinement;
     char *temporary_directory;
     char *temporary_socket;
 
     unsigned stop_signals;
+    bool quit_asked; /* over the control socket */
     bool reload_asked;
     bool reloading;
     struct group reloads;
@@ -189,7 +194,8 @@ static int watch_signals(struct server *server)
 
 static bool should_stop(const struct server *server)
 {
-    return server->stop_signals > 0 || server->stdio_done || server->captive.ended;
+    return server->stop_signals > 0 || server->quit_asked || server->stdio_done ||
+           server->captive.ended;
 }
 
 static int open_listeners(struct server *server, struct errtext *err)
@@ -210,12 +216,42 @@ static int open_listeners(struct server *server, struct errtext *err)
                                 unix_path, file, err);
     }
     if (result == 0) {
-        result =
-            address_describe(&server->address, &server->endpoints,
-                             config->tls_mode == NBD_TLS_REQUIRE, server->wanted.list[0].name, err);
+        result = address_describe(&server->address, &server->endpoints,
+                                  config->tls_mode == NBD_TLS_REQUIRE,
+                                  server->desired.in_force.list[0].name, err);
     }
     if (result == 0) {
         result = supervisor_write_pid(&server->supervisor, err);
+    }
+    return result;
+}
+
+static void quit(void *arg)
+{
+    struct server *server = arg;
+    server->quit_asked = true;
+    log_info("quit: stopping");
+    wait_queue_wake_all(&server->changed);
+}
+
+static bool is_controlled(const struct server *server)
+{
+    return server->config->control.path || server->supervisor.activation.control_fd >= 0;
+}
+
+static int open_control(struct server *server, struct errtext *err)
+{
+    const char *path = server->config->control.path;
+    int inherited = server->supervisor.activation.control_fd;
+    int result = 0;
+    if (path && inherited >= 0) {
+        return err_set(err, EINVAL,
+                       "--control %s: there is an inherited socket named control already", path);
+    }
+    if (path) {
+        result = control_listen(&server->control, path, &server->supervisor.control_file, err);
+    } else if (inherited >= 0) {
+        result = control_listen_inherited(&server->control, inherited, err);
     }
     return result;
 }
@@ -229,7 +265,7 @@ struct status {
 static const char *serving_status(const struct server *server, const char *serving,
                                   struct status *status)
 {
-    const struct export_configs *wanted = &server->wanted;
+    const struct export_configs *wanted = &server->desired.in_force;
     const char *where = server->config->stdio ? "standard input and output" : server->address.uri;
     if (wanted->count == 1) {
         snprintf(status->text, sizeof(status->text), "%s %s as %s", serving, wanted->list[0].image,
@@ -245,7 +281,7 @@ static const char *serving_status(const struct server *server, const char *servi
 static int tell_ready(struct server *server, struct errtext *err)
 {
     struct status status;
-    const struct export_configs *wanted = &server->wanted;
+    const struct export_configs *wanted = &server->desired.in_force;
     const char **names = calloc(wanted->count, sizeof(*names));
     if (!names) {
         return err_set(err, ENOMEM, "out of memory");
@@ -275,7 +311,7 @@ static int start_captive(struct server *server, struct errtext *err)
         .unix_socket = server->address.unix_path,
         .port = server->address.port,
         .old_uri = server->address.old_uri,
-        .export_name = server->wanted.list[0].name,
+        .export_name = server->desired.in_force.list[0].name,
     };
     return captive_start(&server->captive, server->config->run, &address, &server->original_mask,
                          err);
@@ -300,6 +336,8 @@ static void init_service(struct server *server)
     }
     listeners_init(&server->listeners, main_loop(server)->runtime.loop, service,
                    limits->connections, limits->connections_per_address);
+    const struct control_host host = {.desired = &server->desired, .quit = quit, .arg = server};
+    control_init(&server->control, main_loop(server)->runtime.loop, main_world(server), &host);
 }
 
 /* The way in is open, but nobody is let in before the server has given up what it need not have. */
@@ -307,6 +345,7 @@ static int co_confine(struct server *server, struct errtext *err)
 {
     const struct confinement_leavings leavings = {
         .socket = server->listeners.doorway.socket_path,
+        .control_socket = server->control.doorway.socket_path,
         .directory = server->temporary_directory,
         .pid_file = server->config->service.pid_file,
     };
@@ -344,12 +383,8 @@ static int co_serve_stdio(struct server *server, struct errtext *err)
 }
 
 /* Everything between the open image and waiting for the end. */
-static int co_start_serving(struct server *server, struct errtext *err)
+static int co_start_listening(struct server *server, struct errtext *err)
 {
-    if (server->config->stdio) {
-        int served = co_serve_stdio(server, err);
-        return served < 0 ? served : tell_ready(server, err);
-    }
     int result = open_listeners(server, err);
     if (result < 0) {
         return result;
@@ -367,7 +402,20 @@ static int co_start_serving(struct server *server, struct errtext *err)
     if (listeners_start(&server->listeners) < 0) {
         return err_set(err, ENOMEM, "out of memory");
     }
-    return tell_ready(server, err);
+    return 0;
+}
+
+static int co_start_serving(struct server *server, struct errtext *err)
+{
+    int result = open_control(server, err);
+    if (result == 0) {
+        result =
+            server->config->stdio ? co_serve_stdio(server, err) : co_start_listening(server, err);
+    }
+    if (result == 0 && control_start(&server->control) < 0) {
+        return err_set(err, ENOMEM, "out of memory");
+    }
+    return result < 0 ? result : tell_ready(server, err);
 }
 
 /* The command of --run may use what is left of the grace time, then ends whether it wants or not.
@@ -395,6 +443,7 @@ static void co_stop_serving(struct server *server)
     notify_stopping(&server->supervisor.notify, grace_ns);
     export_table_stop(&server->exports);
     co_listeners_stop(&server->listeners);
+    co_control_stop(&server->control, server->quit_asked ? "host-qmp-quit" : "host-signal");
     captive_kill(&server->captive, SIGTERM);
     server->draining = true;
     co_loops_drain(&server->loops, server->stop_signals > 1 ? 0 : grace_ns);
@@ -435,18 +484,13 @@ static void co_reload_exports(struct server *server)
     int result = co_wanted_read(server->config, main_world(server), &wanted, &err);
     const char *hint = confinement_hint(&server->confinement, result);
     if (result == 0) {
-        result = co_export_table_apply(&server->exports, &wanted, &changes, &err);
+        result = co_desired_replace(&server->desired, &wanted, &changes, &err);
     }
-    if (result < 0) {
-        if (!server->exports.stopping) {
-            log_error("SIGHUP: %s%s: the exports stay as they were", err.text, hint);
-        }
-        export_configs_free(&wanted);
-        return;
+    if (result == 0) {
+        say_changes(&changes);
+    } else if (!server->exports.stopping) {
+        log_error("SIGHUP: %s%s: the exports stay as they were", err.text, hint);
     }
-    export_configs_free(&server->wanted);
-    server->wanted = wanted;
-    say_changes(&changes);
 }
 
 /* Beside the life of the server, which may end meanwhile. */
@@ -491,10 +535,10 @@ static void co_server_life(void *arg)
     struct errtext err = {.text = ""};
     raise_descriptor_limit(server->config->limits.connections, server->wanted.count);
     notify_start(&server->supervisor.notify, main_loop(server)->runtime.loop);
-    struct export_changes changes;
     init_service(server);
     export_table_init(&server->exports, &server->loops, server->config);
-    int result = co_export_table_apply(&server->exports, &server->wanted, &changes, &err);
+    desired_init(&server->desired, &server->exports, server->config, &server->wanted);
+    int result = co_desired_apply_first(&server->desired, &err);
     if (result < 0) {
         log_error("%s", err.text);
         return;
@@ -559,7 +603,8 @@ int serve(const struct serve_config *config)
     group_init(&server->reloads);
     if (supervisor_begin(&server->supervisor, config, &err) < 0 ||
         wanted_read(config, &server->wanted, &err) < 0 || load_tls(server, &err) < 0 ||
-        confinement_begin(&server->confinement, config, &server->wanted, &err) < 0 ||
+        confinement_begin(&server->confinement, config, is_controlled(server), &server->wanted,
+                          &err) < 0 ||
         loops_start(&server->loops, config->threads, config->limits.bytes_in_flight, &err) < 0) {
         log_error("%s", err.text);
         confinement_end(&server->confinement);
@@ -582,6 +627,7 @@ int serve(const struct serve_config *config)
     loops_end(&server->loops);
     confinement_end(&server->confinement);
     tls_free(server->tls);
+    desired_free(&server->desired);
     export_configs_free(&server->wanted);
     free(server);
     return exit_status;

@@ -17,4 +17,7 @@ int cmd_info(const struct config *config);
  */
 int cmd_check(const struct config *config);
 
+/* 0; 1: the server answered with an error; 2: it could not be reached. */
+int cmd_ctl(const struct config *config);
+
 #endif

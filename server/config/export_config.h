@@ -29,6 +29,7 @@ struct export_config {
     struct access access;
     uint64_t bytes_per_second; /* 0: as the server has it; the same for the next */
     uint64_t operations_per_second;
+    bool added_while_running; /* over the control socket; makes no difference between two */
 };
 
 /* These may be told -ENOMEM by what they call; export_config_free() is always right then. */

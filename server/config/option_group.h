@@ -37,6 +37,7 @@ struct option_group {
 
 extern const struct option_group listen_options;
 extern const struct option_group service_options;
+extern const struct option_group control_options;
 extern const struct option_group limits_options;
 extern const struct option_group tls_options;
 extern const struct option_group export_options;
@@ -44,6 +45,7 @@ extern const struct option_group sandbox_options;
 extern const struct option_group create_options_group;
 extern const struct option_group check_options_group;
 extern const struct option_group info_options_group;
+extern const struct option_group ctl_options;
 
 /* "OPTION 'VALUE': must be ALLOWED", whatever bytes the value has. Returns -EINVAL. */
 int option_refuse_value(const char *option, const char *value, const char *allowed,
@@ -51,6 +53,9 @@ int option_refuse_value(const char *option, const char *value, const char *allow
 
 /* Decimal digits and nothing else, `most` or less. */
 bool option_parse_number(const char *text, uint32_t most, uint32_t *number);
+
+/* As chmod takes it: octal, 0 to 777. 0, or -EINVAL with err. */
+int option_parse_mode(const char *option, const char *value, mode_t *mode, struct errtext *err);
 
 /* The defaults. */
 void serve_limits_init(struct serve_limits *limits);

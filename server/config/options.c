@@ -18,8 +18,10 @@
 /* getopt's value for the option in row `row` of a command's groups taken together. */
 #define ROW_VALUE_BASE 256
 /* getopt's value for an operand in its place. */
-#define OPERAND_VALUE    1
-#define OPTIONS_MAX      96U
+#define OPERAND_VALUE 1
+#define OPTIONS_MAX   96U
+/* Of ctl: the socket, the command, and what it may be given. */
+#define CTL_OPERANDS_MAX 64
 #define GROUPS_MAX       8U
 #define HELP_TEXT_COLUMN 30
 #define HELP_INDENT      "                              "
@@ -79,11 +81,12 @@ static const struct command_syntax syntaxes[] = {
     {"serve",
      COMMAND_SERVE,
      0,
-     {&listen_options, &service_options, &limits_options, &tls_options, &export_options,
-      &sandbox_options}},
+     {&listen_options, &service_options, &control_options, &limits_options, &tls_options,
+      &export_options, &sandbox_options}},
     {"create", COMMAND_CREATE, 2, {&create_options_group}},
     {"check", COMMAND_CHECK, 1, {&check_options_group}},
     {"info", COMMAND_INFO, 1, {&info_options_group}},
+    {"ctl", COMMAND_CTL, CTL_OPERANDS_MAX, {&ctl_options}},
 };
 
 /* A command's options as getopt wants them. */
@@ -135,6 +138,7 @@ void options_print_help(FILE *out)
           "       qcowd create [-o OPTION=VALUE,...] [-b BACKING -F FORMAT] IMAGE SIZE\n"
           "       qcowd check [--repair leaks|all] IMAGE\n"
           "       qcowd info [--json] IMAGE\n"
+          "       qcowd ctl [--json] SOCKET COMMAND [NAME=VALUE...]\n"
           "\n"
           "Serves qcow2 images over NBD, in the foreground, until SIGTERM.\n"
           "\n",
@@ -299,7 +303,8 @@ static int take_operands(struct config *config, const struct command_syntax *syn
         return 0; /* they were taken in their places */
     }
     if (config->operand_count < 1 || *config->operands[0] == '\0') {
-        return err_set(err, EINVAL, "%s: no image named: see qcowd --help", syntax->word);
+        return err_set(err, EINVAL, "%s: no %s named: see qcowd --help", syntax->word,
+                       syntax->command == COMMAND_CTL ? "socket" : "image");
     }
     if (config->operand_count > syntax->most_operands) {
         return err_set(err, EINVAL, "%s: one argument too many, '%s': see qcowd --help",

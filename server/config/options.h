@@ -32,6 +32,7 @@ enum command {
     COMMAND_CREATE,
     COMMAND_CHECK,
     COMMAND_INFO,
+    COMMAND_CTL,
     COMMAND_HELP,
     COMMAND_VERSION,
 };
@@ -45,6 +46,13 @@ struct service_config {
     bool socket_mode_given;
     mode_t socket_mode;
     const char *socket_owner; /* NULL: as every file */
+};
+
+/* The control socket. */
+struct control_config {
+    const char *path; /* NULL: none is made */
+    mode_t mode;
+    const char *owner; /* NULL: as every file */
 };
 
 struct serve_limits {
@@ -88,6 +96,7 @@ struct serve_config {
     struct sandbox_config sandbox;
     uint32_t shutdown_timeout_ms; /* clients that do not let go are cut after this long */
     struct service_config service;
+    struct control_config control;
 };
 
 struct create_config {

@@ -46,21 +46,24 @@ static int take_exit_with_parent(struct config *config, char *value, struct errt
     return 0;
 }
 
-/* Octal, as chmod takes it. */
+int option_parse_mode(const char *option, const char *value, mode_t *mode, struct errtext *err)
+{
+    unsigned number = 0;
+    const char *digit = value;
+    for (; *digit >= '0' && *digit <= '7' && number <= 0777; digit++) {
+        number = number * 8 + (unsigned)(*digit - '0');
+    }
+    if (digit == value || *digit != '\0' || number > 0777) {
+        return option_refuse_value(option, value, "an octal mode from 0 to 777, like 660", err);
+    }
+    *mode = number;
+    return 0;
+}
+
 static int take_socket_mode(struct config *config, char *value, struct errtext *err)
 {
-    unsigned mode = 0;
-    const char *digit = value;
-    for (; *digit >= '0' && *digit <= '7' && mode <= 0777; digit++) {
-        mode = mode * 8 + (unsigned)(*digit - '0');
-    }
-    if (digit == value || *digit != '\0' || mode > 0777) {
-        return option_refuse_value("--socket-mode", value, "an octal mode from 0 to 777, like 660",
-                                   err);
-    }
     config->serve.service.socket_mode_given = true;
-    config->serve.service.socket_mode = mode;
-    return 0;
+    return option_parse_mode("--socket-mode", value, &config->serve.service.socket_mode, err);
 }
 
 static int take_socket_owner(struct config *config, char *value, struct errtext *err)

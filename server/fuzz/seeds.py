@@ -343,7 +343,23 @@ def backing_name_seeds():
         yield name, bytes((formats,)) + text.encode()
 
 
+def control_seeds():
+    """The length of pieces, then what a client says."""
+    add = '{"execute": "qcowd-export-add", "arguments": {"name": "b", "image": "b.qcow2", ' \
+          '"read-only": true, "allow": ["user:root"]}, "id": 1}'
+    for name, said in {
+            "session": '{"execute": "qmp_capabilities"}{"execute":"query-commands","id":[{}]}\r\n',
+            "add": add + '{"execute": "block-export-del", "arguments": {"id": "b", "mode": "hard"}}',
+            "wrong": '{"execute": 5}{"exec-oob": "x"}{"execute": "quit", "arguments": {"x": "\\u0000"}}',
+            "stray": 'hello\n[1]\n{"execute": "quit", "id": "}\\"{"}\n',
+            "deep": '{"a":' * 20 + "\n{}",
+    }.items():
+        for piece in (0, 6, 255):
+            yield f"{name}-{piece}", bytes((piece,)) + said.encode()
+
+
 SEEDS = {
+    "control": control_seeds,
     "backing_name": backing_name_seeds,
     "options": options_seeds,
     "snapshots": snapshots_seeds,

@@ -78,6 +78,33 @@ static int take_described(struct activation *activation, const struct variables 
     return take_sockets(activation, (unsigned)count, variables->names ? variables->names : "", err);
 }
 
+/* The control socket is no place for NBD clients: it leaves the others. */
+static int part_control(struct activation *activation, struct errtext *err)
+{
+    for (unsigned i = 0; i < activation->count; i++) {
+        const struct inherited_socket *socket = &activation->sockets[i];
+        if (strcmp(socket->name, "control") != 0) {
+            continue;
+        }
+        if (socket->address.family != NET_UNIX) {
+            return err_set(err, EINVAL,
+                           "inherited socket %d is named control, and is no Unix socket: QMP knows "
+                           "no passwords, so it must not be reached from elsewhere",
+                           socket->fd);
+        }
+        if (activation->control_fd >= 0) {
+            return err_set(err, EINVAL, "two inherited sockets, %d and %d, are named control",
+                           activation->control_fd, socket->fd);
+        }
+        activation->control_fd = socket->fd;
+        memmove(&activation->sockets[i], &activation->sockets[i + 1],
+                (activation->count - i - 1) * sizeof(*socket));
+        activation->count--;
+        i--;
+    }
+    return 0;
+}
+
 int activation_take(struct activation *activation, struct errtext *err)
 {
     struct variables variables = {
@@ -86,7 +113,11 @@ int activation_take(struct activation *activation, struct errtext *err)
         .names = take_variable("LISTEN_FDNAMES"),
     };
     memset(activation, 0, sizeof(*activation));
+    activation->control_fd = -1;
     int result = take_described(activation, &variables, err);
+    if (result == 0) {
+        result = part_control(activation, err);
+    }
     free(variables.pid);
     free(variables.fds);
     free(variables.names);

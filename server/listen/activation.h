@@ -16,8 +16,8 @@
 
 struct inherited_socket {
     int fd;
-    /* As $LISTEN_FDNAMES has it, made printable; empty: it has none. It is for people: it selects
-     * nothing, as systemd gives names that nobody chose. */
+    /* As $LISTEN_FDNAMES has it, made printable; empty: it has none. "control" is the one that
+     * selects something: systemd gives names that nobody chose. */
     char name[64];
     struct net_address address;
 };
@@ -25,6 +25,7 @@ struct inherited_socket {
 struct activation {
     unsigned count; /* 0: we were started without sockets */
     struct inherited_socket sockets[ACTIVATION_SOCKETS_MAX];
+    int control_fd; /* the Unix socket named "control", which is none of those; -1: none is */
 };
 
 /*

@@ -63,23 +63,26 @@ static int allow_accounts(struct sandbox *sandbox, struct errtext *err)
     return result;
 }
 
-/* The file, and the images that it may name. */
-static int allow_configuration(struct sandbox *sandbox, const char *file,
-                               const struct export_configs *exports, struct errtext *err)
+/* What exports that come while the server runs may name. */
+static int allow_changes(struct sandbox *sandbox, const struct export_configs *exports,
+                         struct errtext *err)
 {
-    int result = sandbox_allow_around(sandbox, file, SANDBOX_READ, err);
+    int result = 0;
     for (unsigned i = 0; i < exports->count && result == 0; i++) {
         result = allow_beside(sandbox, &exports->list[i], err);
     }
     return result < 0 ? result : allow_accounts(sandbox, err);
 }
 
-static int allow_files(struct sandbox *sandbox, const struct serve_config *config,
+static int allow_files(struct sandbox *sandbox, const struct serve_config *config, bool controlled,
                        const struct export_configs *exports, struct errtext *err)
 {
     int result = 0;
     if (config->config_file) {
-        result = allow_configuration(sandbox, config->config_file, exports, err);
+        result = sandbox_allow_around(sandbox, config->config_file, SANDBOX_READ, err);
+    }
+    if (result == 0 && (config->config_file || controlled)) {
+        result = allow_changes(sandbox, exports, err);
     }
     if (result == 0 && config->tls_mode != NBD_TLS_OFF) {
         result = allow_credentials(sandbox, &config->tls, err);
@@ -92,7 +95,7 @@ static int allow_files(struct sandbox *sandbox, const struct serve_config *confi
 }
 
 int confinement_begin(struct confinement *confinement, const struct serve_config *config,
-                      const struct export_configs *exports, struct errtext *err)
+                      bool controlled, const struct export_configs *exports, struct errtext *err)
 {
     struct sandbox_simulation simulation = {.landlock_abi = 0};
     int result = 0;
@@ -109,7 +112,7 @@ int confinement_begin(struct confinement *confinement, const struct serve_config
                                 &simulation, err);
     }
     if (result == 0) {
-        result = allow_files(confinement->sandbox, config, exports, err);
+        result = allow_files(confinement->sandbox, config, controlled, exports, err);
     }
     return result;
 }
@@ -169,6 +172,9 @@ static int allow_removing(struct sandbox *sandbox, const struct confinement_leav
     int result = 0;
     if (leavings->socket) {
         result = sandbox_allow_around(sandbox, leavings->socket, SANDBOX_REMOVE_FILES, err);
+    }
+    if (result == 0 && leavings->control_socket) {
+        result = sandbox_allow_around(sandbox, leavings->control_socket, SANDBOX_REMOVE_FILES, err);
     }
     if (result == 0 && leavings->pid_file) {
         result = sandbox_allow_around(sandbox, leavings->pid_file, SANDBOX_REMOVE_FILES, err);

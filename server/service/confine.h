@@ -24,16 +24,18 @@ struct confinement {
 /* What has to be removed at the end; NULL: there is none. */
 struct confinement_leavings {
     const char *socket;
+    const char *control_socket;
     const char *directory; /* the socket's, if it was made for it */
     const char *pid_file;
 };
 
 /*
- * Finds out what will be needed, and whether it can be had, before anything is opened or made. On
- * the thread's own stack. confinement_end() also after an error. -errno with err.
+ * Finds out what will be needed, and whether it can be had, before anything is opened or made.
+ * controlled: exports may come over a control socket, too. On the thread's own stack.
+ * confinement_end() also after an error. -errno with err.
  */
 int confinement_begin(struct confinement *confinement, const struct serve_config *config,
-                      const struct export_configs *exports, struct errtext *err);
+                      bool controlled, const struct export_configs *exports, struct errtext *err);
 
 /*
  * Sockets and images are open: becomes the user, if one is named, who is given the directory that

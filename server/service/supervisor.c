@@ -50,21 +50,25 @@ static int check_ready_fd(const struct supervisor *supervisor, struct errtext *e
     return 0;
 }
 
-static int resolve_socket_file(struct supervisor *supervisor, struct errtext *err)
+static int resolve_file(struct net_socket_file *file, bool mode_given, mode_t mode,
+                        const char *option, const char *owner_text, struct errtext *err)
+{
+    struct account owner = {(uid_t)-1, (gid_t)-1};
+    int result = owner_text ? account_resolve(&owner, option, owner_text, err) : 0;
+    *file = (struct net_socket_file){
+        .mode_given = mode_given, .mode = mode, .uid = owner.uid, .gid = owner.gid};
+    return result;
+}
+
+static int resolve_socket_files(struct supervisor *supervisor, struct errtext *err)
 {
     const struct service_config *service = &supervisor->config->service;
-    struct account owner = {(uid_t)-1, (gid_t)-1};
-    int result = 0;
-    if (service->socket_owner) {
-        result = account_resolve(&owner, "--socket-owner", service->socket_owner, err);
-    }
-    supervisor->socket_file = (struct net_socket_file){
-        .mode_given = service->socket_mode_given,
-        .mode = service->socket_mode,
-        .uid = owner.uid,
-        .gid = owner.gid,
-    };
-    return result;
+    const struct control_config *control = &supervisor->config->control;
+    int result = resolve_file(&supervisor->socket_file, service->socket_mode_given,
+                              service->socket_mode, "--socket-owner", service->socket_owner, err);
+    return result < 0 ? result
+                      : resolve_file(&supervisor->control_file, true, control->mode,
+                                     "--control-owner", control->owner, err);
 }
 
 int supervisor_begin(struct supervisor *supervisor, const struct serve_config *config,
@@ -86,7 +90,7 @@ int supervisor_begin(struct supervisor *supervisor, const struct serve_config *c
         result = check_ready_fd(supervisor, err);
     }
     if (result == 0) {
-        result = resolve_socket_file(supervisor, err);
+        result = resolve_socket_files(supervisor, err);
     }
     return result;
 }

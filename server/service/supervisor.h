@@ -21,7 +21,8 @@ struct supervisor {
     pid_t parent;
     struct activation activation;
     struct notify notify;
-    struct net_socket_file socket_file; /* for the socket of --unix */
+    struct net_socket_file socket_file;  /* for the socket of --unix */
+    struct net_socket_file control_file; /* and that of --control */
     int pid_file_fd; /* open, so that no other file gets its inode; -1: none was written */
 };
 
