@@ -284,7 +284,7 @@ static void co_list_export(struct negotiation *talk, const struct nbd_export *ex
 {
     size_t most = sizeof(struct wire_option_reply) + 4 + 2 * LIMIT_NBD_STRING_BYTES;
 
-    if (sizeof(talk->replies) - talk->reply_used < most) {
+    if (REPLY_BUFFER_BYTES - talk->reply_used < most) {
         co_flush_replies(talk);
         talk->reply_used = 0; /* also when the peer has gone */
     }
