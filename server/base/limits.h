@@ -19,7 +19,9 @@
 #define LIMIT_NBD_STRING_BYTES 4096U
 /* Options one connection may send before it must choose an export or leave. */
 #define LIMIT_OPTIONS_PER_HANDSHAKE 128U
-#define LIMIT_HANDSHAKE_MS          10000U
+/* And so many for each export that LIST told it of: qemu-nbd --list asks twice about each. */
+#define LIMIT_OPTIONS_PER_LISTED_EXPORT 4U
+#define LIMIT_HANDSHAKE_MS              10000U
 /* Requests one connection may have in flight, and payload bytes it may hold meanwhile. */
 #define LIMIT_REQUESTS_PER_CONNECTION 128U
 #define LIMIT_BYTES_PER_CONNECTION    (64U * 1024U * 1024U)

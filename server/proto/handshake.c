@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "base/check.h"
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/utf8.h"
@@ -41,7 +42,8 @@ struct negotiation {
     bool fixed_newstyle;
     bool no_zeroes;
     unsigned options_seen;
-    uint32_t option; /* the one at hand */
+    unsigned options_for_list; /* allowed beside the limit, as it was told of exports */
+    uint32_t option;           /* the one at hand */
     const uint8_t *payload;
     size_t payload_len;
     bool send_failed;
@@ -279,8 +281,8 @@ static enum next_step co_option_abort(struct negotiation *talk)
     return NEXT_DISCONNECT;
 }
 
-/* One line of the answer to LIST. The caller holds the export. */
-static void co_list_export(struct negotiation *talk, const struct nbd_export *export)
+/* One line of the answer to LIST; false: hidden. The caller holds the export. */
+static bool co_list_export(struct negotiation *talk, const struct nbd_export *export)
 {
     size_t most = sizeof(struct wire_option_reply) + 4 + 2 * LIMIT_NBD_STRING_BYTES;
 
@@ -289,7 +291,7 @@ static void co_list_export(struct negotiation *talk, const struct nbd_export *ex
         talk->reply_used = 0; /* also when the peer has gone */
     }
     if (!connection_sees(talk->conn, export)) {
-        return;
+        return false;
     }
     const char *description = export->description ? export->description : "";
     size_t name_len = strlen(export->name);
@@ -299,11 +301,13 @@ static void co_list_export(struct negotiation *talk, const struct nbd_export *ex
     put_be32(room, (uint32_t)name_len);
     memcpy(room + 4, export->name, name_len);
     memcpy(room + 4 + name_len, description, description_len);
+    return true;
 }
 
 static enum next_step co_option_list(struct negotiation *talk)
 {
     const struct nbd_service *service = talk->conn->service;
+    unsigned told = 0;
 
     if (talk->payload_len > 0) {
         return co_refuse(talk, NBD_REP_ERR_INVALID, "LIST takes no data");
@@ -312,10 +316,12 @@ static enum next_step co_option_list(struct negotiation *talk)
     if (list) { /* it may be replaced while one of the replies is sent */
         nbd_export_list_hold(list);
         for (unsigned i = 0; i < list->count; i++) {
-            co_list_export(talk, list->exports[i]);
+            told += co_list_export(talk, list->exports[i]);
         }
         nbd_export_list_release(list);
     }
+    /* Clients that list exports ask about each; more lists do not add up. */
+    talk->options_for_list = MAX_OF(talk->options_for_list, told * LIMIT_OPTIONS_PER_LISTED_EXPORT);
     return co_ack(talk);
 }
 
@@ -716,9 +722,14 @@ static enum next_step co_answer_refused(struct negotiation *talk, uint32_t len)
     return co_answer_no(talk, len, NBD_REP_ERR_POLICY, talk->conn->refusal);
 }
 
+static unsigned options_allowed(const struct negotiation *talk)
+{
+    return talk->conn->service->limits.options + talk->options_for_list;
+}
+
 static enum next_step co_answer_one_too_many(struct negotiation *talk, uint32_t len)
 {
-    unsigned most = talk->conn->service->limits.options;
+    unsigned most = options_allowed(talk);
     char why[80];
 
     connection_complain(talk->conn, "more than %u options: disconnected", most);
@@ -773,7 +784,7 @@ static enum next_step co_answer(struct negotiation *talk, uint32_t len)
     if (talk->conn->service->draining) {
         return co_answer_draining(talk, len);
     }
-    if (talk->options_seen > talk->conn->service->limits.options) {
+    if (talk->options_seen > options_allowed(talk)) {
         return co_answer_one_too_many(talk, len);
     }
     if (talk->conn->refusal) {
@@ -852,6 +863,7 @@ bool co_handshake_options(struct connection *conn)
     talk->fixed_newstyle = conn->client_flags & NBD_FLAG_FIXED_NEWSTYLE;
     talk->no_zeroes = conn->client_flags & NBD_FLAG_NO_ZEROES;
     talk->options_seen = 0;
+    talk->options_for_list = 0;
     talk->send_failed = false;
     talk->replies = NULL;
     while (next == NEXT_OPTION && !talk->send_failed) {

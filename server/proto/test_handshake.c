@@ -905,6 +905,42 @@ START_TEST(refused_connections_hear_why)
 }
 END_TEST
 
+/* Whoever was told of exports may ask about each: qemu-nbd --list does so in one handshake. */
+START_TEST(statement_26_a_list_may_be_asked_about)
+{
+    enum { COUNT = 100, TOLD = 70, MOST = LIMIT_OPTIONS_PER_HANDSHAKE };
+    static struct nbd_export many[COUNT];
+    unsigned allowed = MOST + TOLD * LIMIT_OPTIONS_PER_LISTED_EXPORT;
+    begin();
+    for (unsigned i = 0; i < COUNT; i++) {
+        many[i] = rig->exports[0];
+        many[i].tls_only = i >= TOLD; /* hidden, and does not count */
+        many[i].references = 0;
+    }
+    ck_assert_int_eq(nbd_service_offer_array(&rig->service, many, COUNT), 0);
+    struct client *client = greeted(3);
+    for (unsigned i = 0; i < allowed; i++) {
+        bool listing = i == 5 || i == 6; /* twice is not twice as many */
+        client_option(client, listing ? NBD_OPT_LIST : 77, NULL, 0);
+        for (unsigned told = 0; listing && told < TOLD; told++) {
+            size_t len;
+            client_option_reply(client, NBD_OPT_LIST, NBD_REP_SERVER, &len);
+        }
+        if (listing) {
+            expect_ack(client, NBD_OPT_LIST);
+        } else {
+            expect_refusal(client, 77, NBD_REP_ERR_UNSUP);
+        }
+    }
+    client_option(client, 77, NULL, 0);
+    expect_refusal(client, 77, NBD_REP_ERR_POLICY);
+    client_expect_closed(client);
+    client_free(client);
+    nbd_service_offer(&rig->service, NULL);
+    end();
+}
+END_TEST
+
 START_TEST(statement_26_options_and_time_are_bounded)
 {
     begin();
@@ -1169,6 +1205,7 @@ int main(void)
         many_dirty_bitmaps,
         statement_25_contexts_of_another_export_are_dropped,
         statement_26_options_and_time_are_bounded,
+        statement_26_a_list_may_be_asked_about,
         limits_are_the_services,
         refused_connections_hear_why,
         options_arrive_byte_by_byte_or_all_at_once,
