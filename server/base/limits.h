@@ -70,6 +70,12 @@
 /* Images in one backing chain. */
 #define LIMIT_CHAIN_DEPTH 200U
 
+/* Rounds of the hash that a LUKS header may ask for, in all its slots together: a minute or less.
+ * What programs make by themselves is two seconds a slot. */
+#define LIMIT_LUKS_ROUNDS 100000000U
+/* A passphrase; QEMU's and cryptsetup's are shorter. */
+#define LIMIT_PASSPHRASE_BYTES 8192U
+
 /* How long a request without progress looks for room before it is told ENOSPC. */
 #define LIMIT_ROOM_SEARCH_MS 10000U
 /* Usable stack of a coroutine. The deepest path is a copy on write through a long chain. */
