@@ -87,6 +87,7 @@ static const struct command_syntax syntaxes[] = {
     {"check", COMMAND_CHECK, 1, {&check_options_group}},
     {"info", COMMAND_INFO, 1, {&info_options_group}},
     {"ctl", COMMAND_CTL, CTL_OPERANDS_MAX, {&ctl_options}},
+    {"resize", COMMAND_RESIZE, 2, {&resize_options_group}},
 };
 
 /* A command's options as getopt wants them. */
@@ -139,6 +140,7 @@ void options_print_help(FILE *out)
           "       qcowd check [--repair leaks|all] IMAGE\n"
           "       qcowd info [--json] IMAGE\n"
           "       qcowd ctl [--json] SOCKET COMMAND [NAME=VALUE...]\n"
+          "       qcowd resize [--shrink] IMAGE SIZE\n"
           "\n"
           "Serves qcow2 images over NBD, in the foreground, until SIGTERM.\n"
           "\n",
@@ -295,6 +297,14 @@ static int parse_options(struct config *config, const struct command_syntax *syn
     return 0;
 }
 
+/* "-5G": the last word of a command that takes a size, and no option. */
+static bool is_negative_size(const struct command_syntax *syntax, int argc, char **argv)
+{
+    const char *last = argv[argc - 1];
+    return syntax->command == COMMAND_RESIZE && argc > 1 && last[0] == '-' && last[1] >= '0' &&
+           last[1] <= '9';
+}
+
 static int take_operands(struct config *config, const struct command_syntax *syntax,
                          struct errtext *err)
 {
@@ -354,7 +364,8 @@ int options_parse(struct config *config, int argc, char **argv, struct errtext *
         }
     }
     config->command = syntax->command;
-    int result = parse_options(config, syntax, argc, argv, err);
+    bool keeps_last = is_negative_size(syntax, argc, argv);
+    int result = parse_options(config, syntax, argc - keeps_last, argv, err);
     if (result < 0 || only_tells(config)) {
         return result;
     }

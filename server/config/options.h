@@ -33,6 +33,7 @@ enum command {
     COMMAND_CHECK,
     COMMAND_INFO,
     COMMAND_CTL,
+    COMMAND_RESIZE,
     COMMAND_HELP,
     COMMAND_VERSION,
 };
@@ -104,6 +105,15 @@ struct create_config {
     bool size_given; /* else the backing file's size */
 };
 
+enum size_change { RESIZE_SET, RESIZE_ADD, RESIZE_SUBTRACT };
+
+struct resize_config {
+    enum size_change change;
+    uint64_t bytes;
+    bool shrink; /* the size may be smaller than it was */
+    enum backing_format backing_format;
+};
+
 /* Strings point into argv, but for those of exports. Only the chosen command's part means anything.
  */
 struct config {
@@ -114,6 +124,7 @@ struct config {
     const char *image;
     struct serve_config serve;
     struct create_config create;
+    struct resize_config resize;
     enum check_repair repair;
     bool json;
     char **operands; /* IMAGE and what follows it */

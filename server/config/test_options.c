@@ -108,6 +108,40 @@ START_TEST(test_serve_all_options)
 }
 END_TEST
 
+START_TEST(test_resize)
+{
+    expect_ok("resize|disk|10G");
+    const struct resize_config *resize = &line.config.resize;
+    ck_assert_int_eq((int)line.config.command, (int)COMMAND_RESIZE);
+    ck_assert_str_eq(line.config.image, "disk");
+    ck_assert_int_eq((int)resize->change, (int)RESIZE_SET);
+    ck_assert_uint_eq(resize->bytes, 10 * GIB);
+    ck_assert(!resize->shrink);
+    expect_ok("resize|--backing-format=raw|disk|+512");
+    ck_assert_int_eq((int)resize->change, (int)RESIZE_ADD);
+    ck_assert_uint_eq(resize->bytes, 512);
+    ck_assert_int_eq((int)resize->backing_format, (int)BACKING_FORMAT_RAW);
+    expect_ok("resize|--shrink|disk|-1.5k");
+    ck_assert_int_eq((int)resize->change, (int)RESIZE_SUBTRACT);
+    ck_assert_uint_eq(resize->bytes, 1536);
+    ck_assert(resize->shrink);
+    expect_ok("resize|disk|--shrink|-3");
+    ck_assert(resize->shrink);
+    expect_ok("resize|--shrink|--|disk|-3");
+    ck_assert_uint_eq(resize->bytes, 3);
+
+    expect_refused("resize|disk", "the size is missing");
+    expect_refused("resize|-5", "the size is missing");
+    expect_refused("resize|disk|ten", "SIZE 'ten'");
+    expect_refused("resize|disk|+-5", "SIZE '+-5'");
+    expect_refused("resize|disk|-", "SIZE '-'");
+    expect_refused("resize|disk|1G|2G", "one argument too many");
+    expect_refused("resize|-5|disk", "-5");
+    expect_refused("resize|--backing-format|x|disk|1G", "raw or qcow2");
+    expect_refused("create|disk|-5", "-5");
+}
+END_TEST
+
 START_TEST(test_limits)
 {
     const struct serve_limits *limits = &line.config.serve.limits;
@@ -527,6 +561,7 @@ int main(void)
     tcase_add_test(tests, test_serve_defaults);
     tcase_add_test(tests, test_serve_all_options);
     tcase_add_test(tests, test_limits);
+    tcase_add_test(tests, test_resize);
     tcase_add_test(tests, test_limits_out_of_range);
     tcase_add_test(tests, test_limits_fit_together);
     tcase_add_test(tests, test_tls);

@@ -27,6 +27,9 @@ struct table_piece {
 struct snapshot_pieces {
     struct table_piece *l1;
     size_t l1_count;
+    bool moves_l1;
+    host_off new_l1;
+    uint32_t new_l1_entries;
     struct table_piece reftable; /* len 0: nothing */
     bool moves_reftable;
     host_off new_reftable;
@@ -60,6 +63,23 @@ static int encode_entries(struct table_piece *piece, uint64_t table_offset, cons
     return 0;
 }
 
+/* All of it, for its new place. */
+static int snapshot_moving_l1(struct qcow2 *q, struct snapshot_pieces *pieces)
+{
+    const struct l1_table *l1 = &q->l1;
+
+    pieces->l1 = calloc(1, sizeof(*pieces->l1));
+    if (!pieces->l1) {
+        return -ENOMEM;
+    }
+    pieces->moves_l1 = true;
+    pieces->new_l1 = host_cluster_start(&q->geo, l1->new_first);
+    pieces->new_l1_entries = l1->count;
+    pieces->l1_count = 1;
+    return encode_entries(&pieces->l1[0], pieces->new_l1.bytes, l1->entries, 0, l1->count,
+                          (size_t)l1->new_clusters << q->geo.cluster_bits);
+}
+
 static int snapshot_l1(struct qcow2 *q, struct snapshot_pieces *pieces)
 {
     struct l1_table *l1 = &q->l1;
@@ -68,6 +88,9 @@ static int snapshot_l1(struct qcow2 *q, struct snapshot_pieces *pieces)
 
     if (!l1->dirty) {
         return 0;
+    }
+    if (l1->new_clusters != 0) {
+        return snapshot_moving_l1(q, pieces);
     }
     for (uint32_t i = 0; i < sectors; i++) {
         dirty += l1->dirty_sectors[i];
@@ -175,10 +198,10 @@ static int co_fsync(struct qcow2 *q)
 }
 
 /* The old table's clusters go when the header names the new one. */
-static void retire_reftable(struct qcow2 *q, host_off old, uint32_t old_clusters)
+static void retire_table(struct qcow2 *q, host_off old, uint64_t old_clusters)
 {
     uint64_t first = host_cluster_index(&q->geo, old);
-    for (uint32_t i = 0; i < old_clusters; i++) {
+    for (uint64_t i = 0; i < old_clusters; i++) {
         metamap_remove(&q->metamap, first + i);
     }
     quarantine_add(q, first, old_clusters);
@@ -212,7 +235,7 @@ static int co_write_reftable(struct qcow2 *q, struct snapshot_pieces *pieces)
     if (ret == 0) {
         q->reftable.kept_clusters = 0;
         q->reftable.moving = false;
-        retire_reftable(q, old, old_clusters);
+        retire_table(q, old, old_clusters);
     }
     return ret;
 }
@@ -234,6 +257,29 @@ static int co_first_wave(struct qcow2 *q, struct snapshot_pieces *pieces)
     return co_write_reftable(q, pieces);
 }
 
+/* The longer table is durable: the header names it. O1: its clusters were counted before. */
+static int co_switch_l1(struct qcow2 *q, const struct snapshot_pieces *pieces)
+{
+    host_off old = q->header.l1_offset;
+    uint64_t old_clusters = div_round_up((uint64_t)q->header.l1_entries * 8, q->geo.cluster_bytes);
+
+    co_mutex_lock(&q->header_lock);
+    int ret = co_header_set_l1(q->disk, &q->header, pieces->new_l1, pieces->new_l1_entries);
+    co_mutex_unlock(&q->header_lock);
+    if (ret < 0) {
+        return engine_fail(q, -ret, "writing the header");
+    }
+    ret = co_fsync(q);
+    if (ret < 0) {
+        return ret;
+    }
+    q->l1.new_clusters = 0;
+    if (old_clusters > 0) {
+        retire_table(q, old, old_clusters);
+    }
+    return 0;
+}
+
 static int co_second_wave(struct qcow2 *q, struct snapshot_pieces *pieces)
 {
     if (!pieces->has_l2 && pieces->l1_count == 0) {
@@ -249,7 +295,8 @@ static int co_second_wave(struct qcow2 *q, struct snapshot_pieces *pieces)
             return engine_fail(q, -ret, "writing the L1 table");
         }
     }
-    return co_fsync(q);
+    ret = co_fsync(q);
+    return ret == 0 && pieces->moves_l1 ? co_switch_l1(q, pieces) : ret;
 }
 
 /* A commit of everything that is dirty. */

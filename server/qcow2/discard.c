@@ -148,7 +148,7 @@ static int co_action_at(struct qcow2 *q, guest_off at, guest_off end, enum zero_
 /* Writes zeroes as data, where the range does not read as zeroes yet (or must have its space). */
 static int co_write_zeroes(struct qcow2 *q, guest_off start, guest_off end, bool even_if_zero)
 {
-    end.bytes = MIN_OF(end.bytes, q->image.size_bytes);
+    end.bytes = MIN_OF(end.bytes, q->geo.size_bytes);
     while (start.bytes < end.bytes) {
         /* Pieces meet at aligned places: a sector is never zeroed by halves. */
         uint64_t reach = sizeof(zero_bytes) - start.bytes % sizeof(zero_bytes);
@@ -296,8 +296,8 @@ static void whole_subclusters(const struct qcow2 *q, guest_off start, guest_off 
 {
     uint64_t unit = q->geo.subcluster_bytes;
     whole_start->bytes = round_up_to(start.bytes, unit);
-    whole_end->bytes = end.bytes == q->image.size_bytes ? round_up_to(end.bytes, unit)
-                                                        : round_down_to(end.bytes, unit);
+    whole_end->bytes = end.bytes == q->geo.size_bytes ? round_up_to(end.bytes, unit)
+                                                      : round_down_to(end.bytes, unit);
 }
 
 /* A part of one subcluster, and what it takes. */
@@ -585,4 +585,15 @@ int co_qcow2_trim(struct image *image, uint64_t offset, uint64_t len, unsigned f
         return flags & IMAGE_FUA ? co_commit(q) : 0;
     }
     return co_discard(q, offset, len, ZERO_UNMAP, flags);
+}
+
+int co_zero_grown(struct qcow2 *q, guest_off start, guest_off end)
+{
+    struct request request;
+
+    assert(end.bytes <= q->geo.size_bytes);
+    request_enter(q->table, &request);
+    int ret = co_zero_range(q, &request, start, end, ZERO_UNMAP);
+    request_leave(q->table, &request);
+    return ret;
 }

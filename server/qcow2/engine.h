@@ -8,6 +8,7 @@
  *   discard.c  table (hold) -> map (publish zero) -> quarantine
  *   commit.c   slices and tables to disk in two waves -> quarantine (release) -> alloc
  *   room.c     where one of these found no room: commit, quarantine, alloc, and again
+ *   resize.c   l1 -> discard.c, or map (drop) -> commit -> header
  *
  * The laws (O1..O10) are those of the README; each is marked where it is kept. What never happens
  * here: metadata I/O on the write path, a wait for a request that touches no common cluster, a read
@@ -74,6 +75,9 @@ struct l1_table {
     uint8_t *dirty_sectors; /* one byte for each 512 bytes of the table */
     bool dirty;
     struct co_mutex lock; /* making or copying an L2 table */
+    /* The place of a longer table, which the next commit moves to (l1.h); 0 clusters: it stays. */
+    uint64_t new_first;
+    uint32_t new_clusters;
 };
 
 struct qcow2 {
@@ -82,7 +86,11 @@ struct qcow2 {
     struct disk *disk; /* the image file: metadata, and compressed clusters */
     struct disk *data; /* where standard clusters of the guest lie: `disk`, or one of its own */
     struct header header;
-    struct geometry geo; /* header.geo, one step nearer */
+    /*
+     * header.geo, one step nearer. While the disk is resized its size is the one that the tables
+     * are made ready for, and image.size_bytes is what clients may use.
+     */
+    struct geometry geo;
     char *path;
     struct qcow2_open_options options;
 
@@ -107,6 +115,7 @@ struct qcow2 {
     struct co_mutex room_line; /* requests that look for room, one at a time */
     struct group background;
     struct co_mutex header_lock;
+    struct co_mutex resize_lock;
 
     struct inflated inflated[INFLATED_MAX];
     uint64_t inflated_clock;

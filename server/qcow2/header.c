@@ -517,6 +517,7 @@ static int take_snapshot_fields(struct reader *reader, struct snapshot *snapshot
     snapshot->disk_size_bytes = extra_len >= SNAPSHOT_EXTRA_DISK_SIZE_BYTES
                                     ? get_be64(extra + 8)
                                     : reader->header->geo.size_bytes;
+    snapshot->disk_size_given = extra_len >= SNAPSHOT_EXTRA_DISK_SIZE_BYTES;
     if (snapshot->l1_entries > LIMIT_L1_BYTES / sizeof(be64_t)) {
         return refuse_number(reader, EINVAL, "l1_size of a snapshot", snapshot->l1_entries,
                              "at most 4194304");
@@ -787,5 +788,36 @@ int co_header_set_reftable(struct disk *disk, struct header *header, host_off of
     }
     header->reftable_offset = offset;
     header->reftable_clusters = clusters;
+    return 0;
+}
+
+int co_header_set_l1(struct disk *disk, struct header *header, host_off offset, uint32_t entries)
+{
+    uint8_t fields[sizeof(be32_t) + sizeof(be64_t)];
+
+    assert(host_is_aligned(&header->geo, offset) && offset.bytes > 0 && entries > 0);
+    put_be32(fields, entries);
+    put_be64(fields + 4, offset.bytes);
+    int rc = co_update_first_sector(disk, offsetof(struct qcow2_disk_header, l1_size), fields,
+                                    sizeof(fields));
+    if (rc < 0) {
+        return rc;
+    }
+    header->l1_offset = offset;
+    header->l1_entries = entries;
+    return 0;
+}
+
+int co_header_set_size(struct disk *disk, struct header *header, uint64_t size_bytes)
+{
+    uint8_t field[sizeof(be64_t)];
+
+    put_be64(field, size_bytes);
+    int rc = co_update_first_sector(disk, offsetof(struct qcow2_disk_header, size), field,
+                                    sizeof(field));
+    if (rc < 0) {
+        return rc;
+    }
+    header->geo.size_bytes = size_bytes;
     return 0;
 }

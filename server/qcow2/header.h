@@ -22,6 +22,7 @@ struct snapshot {
     char *name; /* terminated; owned; not sanitised */
     uint64_t
         disk_size_bytes; /* of the guest's disk when it was taken (extra data; else the image's) */
+    bool disk_size_given;
     uint64_t vm_state_bytes;
     uint32_t date_sec;
 };
@@ -84,11 +85,14 @@ int header_admit(const struct header *header, enum header_purpose purpose, const
 
 /*
  * Rewrites single fields inside the first 512 bytes of the file, in one write that keeps every
- * other byte. Not durable before the next flush. Both update *header on success. May suspend.
+ * other byte. Not durable before the next flush. All update *header on success. May suspend.
  */
 int co_header_set_features(struct disk *disk, struct header *header, uint64_t incompatible,
                            uint64_t autoclear);
 int co_header_set_reftable(struct disk *disk, struct header *header, host_off offset,
                            uint32_t clusters);
+int co_header_set_l1(struct disk *disk, struct header *header, host_off offset, uint32_t entries);
+/* Of the guest's disk; header->geo has it afterwards. */
+int co_header_set_size(struct disk *disk, struct header *header, uint64_t size_bytes);
 
 #endif

@@ -252,14 +252,18 @@ static void l1_set(struct qcow2 *q, uint64_t index, uint64_t entry)
 
 /*
  * The L1 table of a sparse image is a hole. The first entry in a sector of it takes the sector's
- * space, so that a commit does not meet ENOSPC there (O8). Entries never go back to zero: a sector
- * that is blank in memory is blank on the disk. Call with l1.lock held.
+ * space, so that a commit does not meet ENOSPC there (O8). A sector that is blank in memory is
+ * blank on the disk, or what it names there is beyond the end of the disk and dropped: entries go
+ * back to zero only so. Call with l1.lock held.
  */
 static int co_reserve_l1_sector(struct qcow2 *q, uint64_t index)
 {
     uint64_t first = round_down_to(index, L1_SECTOR_ENTRIES);
     uint64_t end = MIN_OF(first + L1_SECTOR_ENTRIES, q->l1.count);
 
+    if (q->l1.new_clusters != 0) {
+        return 0; /* what it moves to has its space */
+    }
     for (uint64_t i = first; i < end; i++) {
         if (q->l1.entries[i] != 0) {
             return 0;
@@ -379,4 +383,50 @@ void map_retire_entry(struct qcow2 *q, struct l2_entry entry)
     if (host.bytes != 0) {
         retire(q, host_cluster_index(&q->geo, host), 1);
     }
+}
+
+/* All entries of a table that nobody changes meanwhile, for one look at them together. */
+static int co_copy_entries(struct qcow2 *q, guest_off start, struct l2_entry *entries)
+{
+    for (uint32_t i = 0; i < q->geo.l2_entries; i++) {
+        guest_off guest = {start.bytes + ((uint64_t)i << q->geo.cluster_bits)};
+        enum entry_class entry_class;
+        struct slice *slice;
+        uint32_t index;
+        int ret = co_map_slice(q, guest, &slice, &index);
+        if (ret < 0) {
+            return ret;
+        }
+        entries[i] = l2_entry_get(&q->geo, slice->bytes, index);
+        ret = map_entry_class(q, guest, entries[i], &entry_class);
+        if (ret < 0) {
+            return ret;
+        }
+    }
+    return 0;
+}
+
+int co_map_drop_table(struct qcow2 *q, guest_off start)
+{
+    uint64_t index = l1_index(&q->geo, start);
+    uint64_t old = q->l1.entries[index];
+    assert(l2_index(&q->geo, start) == 0);
+    if (!map_has_table(q, start)) {
+        return 0;
+    }
+    struct l2_entry *entries = calloc(q->geo.l2_entries, sizeof(*entries));
+    if (!entries) {
+        return -ENOMEM;
+    }
+    int ret = co_copy_entries(q, start, entries);
+    if (ret == 0) {
+        assert(q->l1.entries[index] == old);
+        for (uint32_t i = 0; i < q->geo.l2_entries; i++) {
+            map_retire_entry(q, entries[i]);
+        }
+        quarantine_add_table(q, host_cluster_index(&q->geo, (host_off){old & QCOW2_L1_OFFSET}));
+        l1_set(q, index, 0); /* O3: same step */
+    }
+    free(entries);
+    return ret;
 }

@@ -93,6 +93,13 @@ int co_map_change(struct qcow2 *q, guest_off guest, struct slice **slice, uint32
 /* Whether the L2 table of `guest` exists; does not suspend. */
 bool map_has_table(const struct qcow2 *q, guest_off guest);
 
+/*
+ * Drops the L2 table whose first entry is that of `start`, and all that it maps; snapshots keep
+ * what they share of it. Nobody may change a mapping in its range meanwhile. 0, -EIO, -ENOMEM:
+ * nothing was dropped. May suspend.
+ */
+int co_map_drop_table(struct qcow2 *q, guest_off start);
+
 /* Puts what an entry that is being replaced holds into the quarantine: call in the same step. */
 void map_retire_entry(struct qcow2 *q, struct l2_entry entry);
 

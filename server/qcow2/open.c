@@ -451,6 +451,7 @@ static int layer_init(struct qcow2 *q, struct errtext *err)
     co_mutex_init(&q->reftable.place_lock);
     co_mutex_init(&q->l1.lock);
     co_mutex_init(&q->header_lock);
+    co_mutex_init(&q->resize_lock);
     co_mutex_init(&q->room_line);
     group_init(&q->background);
     budget_init(&q->changers, MAX_OF(capacity / (4 * SLICES_PER_CHANGER), 2U));

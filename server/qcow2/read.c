@@ -27,7 +27,7 @@ struct found {
     uint32_t depth; /* 1: the top image; 0: nowhere */
 };
 
-static uint64_t backing_size(const struct qcow2 *q)
+uint64_t backing_bytes(const struct qcow2 *q)
 {
     if (q->backing) {
         return q->backing->image.size_bytes;
@@ -37,7 +37,7 @@ static uint64_t backing_size(const struct qcow2 *q)
 
 bool backing_covers(const struct qcow2 *q, guest_off guest)
 {
-    return guest.bytes < backing_size(q);
+    return guest.bytes < backing_bytes(q);
 }
 
 static int co_resolve(struct qcow2 *top, guest_off guest, uint64_t max_len, struct found *found)
@@ -68,7 +68,7 @@ static int co_resolve(struct qcow2 *top, guest_off guest, uint64_t max_len, stru
             break;
         }
         /* A backing file that is shorter reads as zeroes from its end on. */
-        uint64_t below = backing_size(layer);
+        uint64_t below = backing_bytes(layer);
         if (guest.bytes >= below) {
             found->kind = FOUND_ZERO;
             found->depth = 0;
@@ -242,7 +242,7 @@ int co_qcow2_read(struct image *image, uint64_t offset, void *buf, size_t len,
 int co_read_for_copy(struct qcow2 *q, guest_off guest, void *buf, size_t len)
 {
     /* The last cluster may end past the disk: nothing is there. */
-    uint64_t size = q->image.size_bytes;
+    uint64_t size = q->geo.size_bytes;
     size_t inside = guest.bytes >= size ? 0 : (size_t)MIN_OF(len, size - guest.bytes);
     if (inside < len) {
         memset((uint8_t *)buf + inside, 0, len - inside);
@@ -269,7 +269,7 @@ static int co_raw_reads_zero(const struct found *found, guest_off guest, bool *z
 static int co_range_reads_zero(struct qcow2 *q, guest_off guest, uint64_t len, bool ask_raw,
                                bool *zero)
 {
-    uint64_t end = MIN_OF(guest.bytes + len, q->image.size_bytes);
+    uint64_t end = MIN_OF(guest.bytes + len, q->geo.size_bytes);
     *zero = true;
     while (guest.bytes < end && *zero) {
         struct found found;

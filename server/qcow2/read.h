@@ -34,6 +34,9 @@ int co_reads_zero(struct qcow2 *q, guest_off guest, uint64_t len, bool *zero);
  */
 int co_reads_zero_deep(struct qcow2 *q, guest_off guest, uint64_t len, bool *zero);
 
+/* The size of what is below the image, 0 if there is nothing. */
+uint64_t backing_bytes(const struct qcow2 *q);
+
 /* Whether anything shows through an unallocated cluster at `guest`. */
 bool backing_covers(const struct qcow2 *q, guest_off guest);
 

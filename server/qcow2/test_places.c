@@ -16,7 +16,9 @@ char rig_place_of(const struct qcow2 *q, uint64_t offset)
     if (cluster_start == 0) {
         return RIG_HEADER;
     }
-    if (inside(offset, q->header.l1_offset.bytes, (uint64_t)q->l1.count * 8)) {
+    if (inside(offset, q->header.l1_offset.bytes, (uint64_t)q->header.l1_entries * 8) ||
+        inside(offset, q->l1.new_first << q->geo.cluster_bits,
+               (uint64_t)q->l1.new_clusters << q->geo.cluster_bits)) {
         return RIG_L1;
     }
     for (uint64_t i = 0; i < q->l1.count; i++) {

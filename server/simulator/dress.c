@@ -156,6 +156,7 @@ void dress_snapshot(struct world *world, const char *path, struct dressed_snapsh
     must(file.refcount_bits > 1);
     uint64_t l1_bytes = file.l1_entries * 8ULL;
     snapshot->l1_entries = file.l1_entries;
+    snapshot->size_bytes = get_be64(&((const struct qcow2_disk_header *)file.bytes)->size);
     snapshot->l1_offset =
         append_clusters(&file, MAX_OF(div_round_up(l1_bytes, file.cluster_bytes), 1U));
     memcpy(file.bytes + snapshot->l1_offset, file.bytes + file.l1_offset, (size_t)l1_bytes);
@@ -184,6 +185,7 @@ void dress_copy_snapshot(struct world *world, const char *path,
     struct qcow2_disk_header *header = (void *)file.bytes;
     put_be64(&header->l1_table_offset, snapshot->l1_offset);
     put_be32(&header->l1_size, snapshot->l1_entries);
+    put_be64(&header->size, snapshot->size_bytes);
     put_be32(&header->nb_snapshots, 0);
     put_be64(&header->snapshots_offset, 0);
     put_bytes(&file, copy);

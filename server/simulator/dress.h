@@ -15,6 +15,7 @@
 struct dressed_snapshot {
     uint64_t l1_offset;
     uint32_t l1_entries;
+    uint64_t size_bytes; /* of the disk then */
 };
 
 /* Turns some of the image's clusters into compressed ones. */

@@ -22,6 +22,7 @@
 #include "qcow2/header.h"
 #include "sched/co.h"
 #include "simulator/network.h"
+#include "simulator/resize.h"
 
 #define IMAGE_NAME "disk.qcow2"
 #define BASE_NAME  "base.qcow2"
@@ -309,8 +310,7 @@ static void make_raw(struct run *run, uint64_t len)
     free(bytes);
 }
 
-/* Replaces the run's oracle by one for a larger or smaller disk on top of it. */
-static void put_on_top(struct run *run, uint64_t size_bytes)
+void run_put_on_top(struct run *run, uint64_t size_bytes)
 {
     struct oracle *below_it = run->oracle;
     run->oracle = oracle_create(size_bytes);
@@ -372,7 +372,7 @@ static void make_base(struct run *run)
         options.backing_format = "raw";
     }
     make_image(run, BASE_NAME, &options);
-    put_on_top(run, plan->base_bytes);
+    run_put_on_top(run, plan->base_bytes);
     must_fill(run, BASE_NAME);
     if (plan->base_compressed) {
         dress_compress(run->world, BASE_NAME);
@@ -392,7 +392,7 @@ static void make_files(struct run *run)
         make_base(run);
     }
     make_image(run, IMAGE_NAME, &plan->create);
-    put_on_top(run, plan->create.size_bytes);
+    run_put_on_top(run, plan->create.size_bytes);
     if (plan->compressed || plan->snapshot) {
         dress_image(run);
     }
@@ -523,6 +523,7 @@ static void run_clients(struct run *run, bool over_network)
         network_start(run);
     } else {
         workload_start(run, &run->image, 1);
+        resize_start(run);
     }
     run_tasks(run);
 }
@@ -534,6 +535,9 @@ static bool live(struct run *run)
     run->statistics->lives++;
     run->statistics->network_lives += over_network;
     draw_faults(run);
+    if (!over_network && run->life.window_len == 0) {
+        resize_draw(run);
+    }
     draw_power_cut(run);
     struct call opened = run_open(run, IMAGE_NAME, false);
     if (opened.result < 0) {
@@ -696,6 +700,7 @@ static void one_life(struct run *run)
         repair(run);
     }
     must_open(run, IMAGE_NAME, below(run, 2) == 0);
+    resize_settle(run);
     struct call verify = {.path = IMAGE_NAME};
     run_call(run, &verify, call_verify, "verify");
     must_close(run);
@@ -737,6 +742,8 @@ void run_seed(struct run *run)
     }
     run->last_value = RAW_VALUE;
     make_files(run);
+    run->resize.old_bytes = run->plan.create.size_bytes;
+    run->resize.new_bytes = run->plan.create.size_bytes;
     uint64_t base_hash = file_hash(run, BASE_NAME);
     uint64_t raw_hash = file_hash(run, RAW_NAME);
     for (unsigned i = 0; i < run->plan.lives; i++) {

@@ -38,6 +38,7 @@ struct run_statistics {
     uint64_t connections;
     uint64_t drains;
     uint64_t vanished_clients; /* connections that broke off */
+    uint64_t resizes;
 };
 
 /* What the life at hand may see fail. */
@@ -54,6 +55,15 @@ struct life {
     uint64_t window_len;
 };
 
+/* What becomes of the disk's size in the life at hand (resize.h). */
+struct resize {
+    uint64_t old_bytes;
+    uint64_t new_bytes; /* the same: nothing */
+    uint64_t end_bytes; /* where requests must end; 0: at the disk's */
+    bool started;
+    bool done; /* and told so */
+};
+
 struct run {
     uint64_t seed;
     struct world *world;
@@ -63,6 +73,8 @@ struct run {
     struct oracle *snapshot_oracle; /* what the snapshot holds; NULL without one */
     struct plan plan;
     struct life life;
+    struct resize resize;
+    bool verify_all;        /* the next time, and not what was touched alone */
     struct sim_rng network; /* what connections draw; others are not shifted by it */
     struct group clients;   /* of the workload */
     unsigned tasks;         /* coroutines of the run that have not returned */
@@ -83,6 +95,9 @@ void run_seed(struct run *run);
 /* Reports the finding with the seed and how to replay it, and exits with status 1. */
 void run_fail(const struct run *run, const char *format, ...)
     __attribute__((format(printf, 2, 3), noreturn));
+
+/* Replaces the run's oracle by one for a larger or smaller disk on top of it. Nothing may run. */
+void run_put_on_top(struct run *run, uint64_t size_bytes);
 
 /* A line of the run's trace, with the simulated time in front. */
 void run_trace(const struct run *run, const char *format, ...)

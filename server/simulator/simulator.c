@@ -168,9 +168,10 @@ static void print_statistics(const struct run_statistics *statistics, uint64_t f
         printf(" %" PRIu64 " %s", statistics->requests_by_kind[i], kinds[i]);
     }
     printf("\n%" PRIu64 " lives over the network: %" PRIu64 " connections (%" PRIu64
-           " broken off), %" PRIu64 " drains\n",
+           " broken off), %" PRIu64 " drains\n"
+           "%" PRIu64 " disks were resized under load\n",
            statistics->network_lives, statistics->connections, statistics->vanished_clients,
-           statistics->drains);
+           statistics->drains, statistics->resizes);
 }
 
 static int run_all(const struct settings *settings)

@@ -83,11 +83,11 @@ static void draw_dress(struct run *run)
     plan->snapshot = below(run, 4) == 0 && plan->create.refcount_bits > 1;
 }
 
-static void draw_places(struct run *run)
+void plan_draw_places(struct run *run, uint64_t size_bytes)
 {
     struct plan *plan = &run->plan;
     uint64_t cluster = plan->create.cluster_bytes;
-    uint64_t size = plan->create.size_bytes;
+    uint64_t size = size_bytes;
     uint64_t units[] = {1, 512, 512, 4096, cluster / 32, cluster, cluster};
     for (unsigned i = 0; i < ARRAY_LEN(plan->units); i++) {
         plan->units[i] = MAX_OF(units[below(run, ARRAY_LEN(units))], 1U);
@@ -111,7 +111,7 @@ void plan_draw(struct run *run)
     draw_format(run);
     draw_backing(run);
     draw_dress(run);
-    draw_places(run);
+    plan_draw_places(run, plan->create.size_bytes);
     plan->open.trim = below(run, 10) == 0 ? TRIM_IGNORE : TRIM_UNMAP;
     plan->open.cache_bytes = cache_bytes[below(run, ARRAY_LEN(cache_bytes))];
     plan->open.commit_interval_ms = commit_ms[below(run, ARRAY_LEN(commit_ms))];
@@ -195,7 +195,7 @@ static void put_in_window(struct run *run, struct request *request)
 static void draw_place(struct run *run, struct request *request)
 {
     const struct plan *plan = &run->plan;
-    uint64_t size = request->image->size_bytes;
+    uint64_t size = run->resize.end_bytes ? run->resize.end_bytes : request->image->size_bytes;
     uint64_t unit = plan->units[below(run, ARRAY_LEN(plan->units))];
     uint64_t longest = plan->longest_write_bytes;
     if ((request->kind == REQUEST_ZERO || request->kind == REQUEST_TRIM ||
@@ -563,7 +563,8 @@ static void co_verify_range(struct run *run, uint64_t from, uint64_t to)
 void co_workload_verify(struct run *run)
 {
     uint64_t size = run->image->size_bytes;
-    if (size <= 512 * KIB || below(run, 50) == 0) {
+    if (size <= 512 * KIB || below(run, 50) == 0 || run->verify_all) {
+        run->verify_all = false;
         co_verify_range(run, 0, size);
         return;
     }

@@ -50,6 +50,8 @@ struct plan {
 };
 
 void plan_draw(struct run *run);
+/* Draws the places of requests anew, for a disk of another size. */
+void plan_draw_places(struct run *run, uint64_t size_bytes);
 /* One line. */
 void plan_describe(const struct plan *plan, char *text, unsigned long text_bytes);
 
