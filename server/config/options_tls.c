@@ -42,6 +42,15 @@ static int take_psk(struct config *config, char *value, struct errtext *err)
     return 0;
 }
 
+static int take_priority(struct config *config, char *value, struct errtext *err)
+{
+    if (*value == '\0') {
+        return option_refuse_value("--tls-priority", value, "a priority string of GnuTLS", err);
+    }
+    config->serve.tls.priority = value;
+    return 0;
+}
+
 static int take_verify_peer(struct config *config, char *value, struct errtext *err)
 {
     (void)value;
@@ -82,6 +91,10 @@ static int finish_tls(struct config *config, struct errtext *err)
         return err_set(err, EINVAL,
                        "TLS needs credentials: --tls-certificates DIR, --tls-psk FILE, or both");
     }
+    if (serve->tls.priority && !credentials) {
+        return err_set(err, EINVAL,
+                       "--tls-priority needs --tls-certificates DIR or --tls-psk FILE");
+    }
     if (serve->tls.verify_peer && !serve->tls.certificates) {
         return err_set(err, EINVAL,
                        "--tls-verify-peer needs --tls-certificates DIR, where the CA's is");
@@ -107,6 +120,7 @@ static const struct option_spec options[] = {
     {"tls-psk", '\0', "FILE", "pre-shared keys, lines USERNAME:HEXKEY", take_psk},
     {"tls-verify-peer", '\0', NULL, "clients must show a certificate that ca-cert.pem has signed",
      take_verify_peer},
+    {"tls-priority", '\0', "STRING", "versions and ciphers, as GnuTLS writes them", take_priority},
     {"tls-allow", '\0', "NAME",
      "let in only clients with this certificate's name (CN=...)\n"
      "or username; may be repeated",

@@ -262,6 +262,56 @@ START_TEST(test_psk_session)
 }
 END_TEST
 
+/* The server's order counts: clients put ChaCha20 before AES-128-GCM. */
+START_TEST(test_ciphers)
+{
+    static const struct {
+        const char *of_server; /* NULL: its own */
+        const char *of_client;
+        gnutls_cipher_algorithm_t expected;
+    } cases[] = {
+        {NULL, NULL, GNUTLS_CIPHER_AES_128_GCM},
+        {NULL, "NORMAL:-VERS-ALL:+VERS-TLS1.2:-KX-ALL:+DHE-PSK", GNUTLS_CIPHER_AES_128_GCM},
+        {NULL, "NORMAL:-CIPHER-ALL:+CHACHA20-POLY1305:+AES-128-GCM:+ECDHE-PSK:+PSK",
+         GNUTLS_CIPHER_AES_128_GCM},
+        {NULL, "NORMAL:-CIPHER-ALL:+CHACHA20-POLY1305:+ECDHE-PSK:+PSK",
+         GNUTLS_CIPHER_CHACHA20_POLY1305},
+        {"NORMAL:-CIPHER-ALL:+CHACHA20-POLY1305:+ECDHE-PSK:+PSK", NULL,
+         GNUTLS_CIPHER_CHACHA20_POLY1305},
+    };
+    char path[256];
+    struct rig *rig = rig_create();
+    struct tls_config config = {.psk_file = path, .priority = cases[_i].of_server};
+    write_file(rig->directory, "keys", 0600, "alice:" KEY "\n");
+    snprintf(path, sizeof(path), "%s/keys", rig->directory);
+    ck_assert_msg(tls_create(&rig->tls, &config, &rig->err) == 0, "%s", rig->err.text);
+    connect_psk(rig, cases[_i].of_client);
+#if defined(__x86_64__)
+    bool fast = __builtin_cpu_supports("aes") && __builtin_cpu_supports("pclmul");
+    if (fast || cases[_i].expected != GNUTLS_CIPHER_AES_128_GCM) {
+        ck_assert_int_eq(gnutls_cipher_get(rig->client.session), cases[_i].expected);
+    }
+#endif
+    rig_free(rig);
+}
+END_TEST
+
+START_TEST(test_a_priority_that_is_none)
+{
+    char path[256];
+    struct rig *rig = rig_create();
+    struct tls_config config = {.psk_file = path, .priority = "NORMAL:+NO-SUCH-THING"};
+    write_file(rig->directory, "keys", 0600, "alice:" KEY "\n");
+    snprintf(path, sizeof(path), "%s/keys", rig->directory);
+    ck_assert_int_eq(tls_create(&rig->tls, &config, &rig->err), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(rig->err.text, "--tls-priority"));
+    ck_assert_ptr_nonnull(strstr(rig->err.text, "NO-SUCH-THING"));
+    memory_stream_free(rig->memory);
+    remove_directory(rig->directory);
+    free(rig);
+}
+END_TEST
+
 START_TEST(test_byte_by_byte)
 {
     struct rig *rig = rig_create();
@@ -797,6 +847,8 @@ int main(void)
     tcase_add_test(tcase, test_records_are_filled);
     tcase_add_test(tcase, test_stream_without_goodbye_is_truncated);
     tcase_add_test(tcase, test_half_a_record_is_truncated);
+    tcase_add_loop_test(tcase, test_ciphers, 0, 5);
+    tcase_add_test(tcase, test_a_priority_that_is_none);
     tcase_add_loop_test(tcase, test_flipped_bit, 1, 27);
     tcase_add_test(tcase, test_data_before_the_end_comes_first);
     tcase_add_loop_test(tcase, test_close_says_goodbye, 0, 2);

@@ -30,6 +30,9 @@ struct tls_config {
     const char *certificates;
     /* Lines "username:key in hexadecimal digits". NULL: no pre-shared keys. */
     const char *psk_file;
+    /* As GnuTLS writes it. NULL: the server's own order, AES-GCM first where the processor has AES.
+     */
+    const char *priority;
     /* Clients that come with no pre-shared key must show a certificate that the CA has signed. */
     bool verify_peer;
     /*
