@@ -279,6 +279,20 @@ int export_configs_add(struct export_configs *configs, struct export_config *con
     return 0;
 }
 
+int export_configs_add_copy(struct export_configs *configs, const struct export_config *config,
+                            struct errtext *err)
+{
+    struct export_config copy;
+    if (export_config_copy(&copy, config) < 0) {
+        return out_of_memory(err);
+    }
+    int result = export_configs_add(configs, &copy, err);
+    if (result < 0) {
+        export_config_free(&copy);
+    }
+    return result;
+}
+
 void export_configs_free(struct export_configs *configs)
 {
     for (unsigned i = 0; i < configs->count; i++) {

@@ -55,6 +55,9 @@ struct export_configs {
 /* Takes over what is in *config, on success. */
 int export_configs_add(struct export_configs *configs, struct export_config *config,
                        struct errtext *err);
+/* The same with a copy. */
+int export_configs_add_copy(struct export_configs *configs, const struct export_config *config,
+                            struct errtext *err);
 void export_configs_free(struct export_configs *configs);
 
 /* What the server can do for its exports. */

@@ -8,18 +8,11 @@
 static int copy_all(struct export_configs *to, const struct export_configs *from,
                     struct errtext *err)
 {
-    for (unsigned i = 0; i < from->count; i++) {
-        struct export_config copy;
-        if (export_config_copy(&copy, &from->list[i]) < 0) {
-            return err_set(err, ENOMEM, "out of memory");
-        }
-        int result = export_configs_add(to, &copy, err);
-        if (result < 0) {
-            export_config_free(&copy);
-            return result;
-        }
+    int result = 0;
+    for (unsigned i = 0; i < from->count && result == 0; i++) {
+        result = export_configs_add_copy(to, &from->list[i], err);
     }
-    return 0;
+    return result;
 }
 
 static int add_file(const struct serve_config *serve, struct export_configs *wanted,

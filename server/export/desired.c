@@ -45,21 +45,13 @@ static int copy_some(struct export_configs *to, const struct export_configs *fro
                                   const char *name),
                      const char *name, struct errtext *err)
 {
-    for (unsigned i = 0; i < from->count; i++) {
-        struct export_config copy;
-        if (!keep(to, &from->list[i], name)) {
-            continue;
-        }
-        if (export_config_copy(&copy, &from->list[i]) < 0) {
-            return err_set(err, ENOMEM, "out of memory");
-        }
-        int result = export_configs_add(to, &copy, err);
-        if (result < 0) {
-            export_config_free(&copy);
-            return result;
+    int result = 0;
+    for (unsigned i = 0; i < from->count && result == 0; i++) {
+        if (keep(to, &from->list[i], name)) {
+            result = export_configs_add_copy(to, &from->list[i], err);
         }
     }
-    return 0;
+    return result;
 }
 
 static bool is_not_named(const struct export_configs *to, const struct export_config *one,
@@ -117,22 +109,15 @@ int co_desired_replace(struct desired *desired, struct export_configs *wanted,
 static int co_add(struct desired *desired, struct export_config *config, struct errtext *err)
 {
     struct export_configs wanted = {0};
-    struct export_config copy;
     struct export_changes changes;
     struct shown shown;
     if (has_name(&desired->in_force, config->name)) {
         return err_set(err, EEXIST, "there is an export '%s' already", show(&shown, config->name));
     }
     int result = copy_some(&wanted, &desired->in_force, is_not_named, NULL, err);
-    if (result == 0 && export_config_copy(&copy, config) < 0) {
-        result = err_set(err, ENOMEM, "out of memory");
-    }
     if (result == 0) {
-        copy.added_while_running = true;
-        result = export_configs_add(&wanted, &copy, err);
-        if (result < 0) {
-            export_config_free(&copy);
-        }
+        config->added_while_running = true;
+        result = export_configs_add_copy(&wanted, config, err);
     }
     if (result < 0) {
         export_configs_free(&wanted);

@@ -470,3 +470,22 @@ void co_alloc_undo(struct qcow2 *q, uint64_t first, uint64_t count)
     }
     alloc_add_free(&q->alloc, first, count, false);
 }
+
+int co_alloc_make_table(struct qcow2 *q, uint64_t first, uint64_t count)
+{
+    uint64_t added = 0;
+    int ret =
+        q->disk->ops->co_zero(q->disk, first << q->geo.cluster_bits, count << q->geo.cluster_bits);
+    while (ret == 0 && added < count) {
+        ret = metamap_add(&q->metamap, first + added);
+        added += ret == 0;
+    }
+    if (ret != 0) {
+        while (added > 0) {
+            metamap_remove(&q->metamap, first + --added);
+        }
+        co_alloc_undo(q, first, count);
+        return ret < 0 ? ret : -EIO;
+    }
+    return 0;
+}

@@ -54,6 +54,13 @@ int co_alloc_contiguous(struct qcow2 *q, uint64_t count, uint64_t *first);
 /* The same for a larger refcount table: the one allocation that does not wait for its place. */
 int co_alloc_for_reftable(struct qcow2 *q, uint64_t count, uint64_t *first);
 
+/*
+ * Makes allocated clusters a place for a table that a commit will write: their space on the host is
+ * allocated, as a commit must not meet ENOSPC, and they enter the map of metadata. On failure they
+ * are given back. -ENOSPC, -EIO, -ENOMEM. May suspend.
+ */
+int co_alloc_make_table(struct qcow2 *q, uint64_t first, uint64_t count);
+
 /* Gives back clusters that were never published. Failure to count them down leaks them, with a log
  * line. May suspend. */
 void co_alloc_undo(struct qcow2 *q, uint64_t first, uint64_t count);

@@ -11,28 +11,10 @@
 #include "qcow2/commit.h"
 #include "qcow2/engine.h"
 
-/* Clusters for the table, their space on the host allocated: a commit must not meet ENOSPC. */
 static int co_alloc_place(struct qcow2 *q, uint64_t clusters, uint64_t *first)
 {
-    uint64_t added = 0;
     int ret = co_alloc_contiguous(q, clusters, first);
-    if (ret < 0) {
-        return ret;
-    }
-    ret = q->disk->ops->co_zero(q->disk, *first << q->geo.cluster_bits,
-                                clusters << q->geo.cluster_bits);
-    while (ret == 0 && added < clusters) {
-        ret = metamap_add(&q->metamap, *first + added);
-        added += ret == 0;
-    }
-    if (ret != 0) {
-        while (added > 0) {
-            metamap_remove(&q->metamap, *first + --added);
-        }
-        co_alloc_undo(q, *first, clusters);
-        return ret < 0 ? ret : -EIO;
-    }
-    return 0;
+    return ret < 0 ? ret : co_alloc_make_table(q, *first, clusters);
 }
 
 /* Room for more entries in memory, all zero. -ENOMEM: nothing has changed. */

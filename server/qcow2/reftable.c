@@ -48,26 +48,10 @@ static void forget_metadata(struct qcow2 *q, uint64_t first, uint64_t count)
     }
 }
 
-/* Clusters for a table, their space on the host allocated. */
 static int co_alloc_table(struct qcow2 *q, uint64_t clusters, uint64_t *first)
 {
-    uint64_t added = 0;
     int ret = co_alloc_for_reftable(q, clusters, first);
-    if (ret < 0) {
-        return ret;
-    }
-    ret = q->disk->ops->co_zero(q->disk, *first << q->geo.cluster_bits,
-                                clusters << q->geo.cluster_bits);
-    while (ret == 0 && added < clusters) {
-        ret = metamap_add(&q->metamap, *first + added);
-        added += ret == 0;
-    }
-    if (ret != 0) {
-        forget_metadata(q, *first, added);
-        co_alloc_undo(q, *first, clusters);
-        return ret < 0 ? ret : -EIO;
-    }
-    return 0;
+    return ret < 0 ? ret : co_alloc_make_table(q, *first, clusters);
 }
 
 /* Call with place_lock held, and no commit moving the table. */
