@@ -16,7 +16,7 @@
 #define MAX_OF(a, b)     ((a) > (b) ? (a) : (b))
 
 #define container_of(ptr, type, member) \
-    ((type *)(void *)((char *)(uintptr_t)(ptr)-offsetof(type, member)))
+    ((type *)(void *)((char *)(uintptr_t)(ptr) - (offsetof(type, member))))
 
 /* True when the sum or product fits; *out is set only then. */
 static inline bool add_u64(uint64_t a, uint64_t b, uint64_t *out)

@@ -346,7 +346,10 @@ static int co_fallocate(struct disk_real *d, int mode, uint64_t offset, uint64_t
     do {
         struct loop_op op = {0};
         struct io_uring_sqe *sqe = loop_sqe(d->loop);
-        io_uring_prep_fallocate(sqe, d->fd, mode, (off_t)offset, (off_t)len);
+        /* As io_uring_prep_fallocate() does it, the types of which are not those of all versions.
+         */
+        io_uring_prep_rw(IORING_OP_FALLOCATE, sqe, d->fd, NULL, (unsigned)mode, offset);
+        sqe->addr = len;
         loop_sqe_attach(sqe, &op);
         ret = co_loop_wait(d->loop, &op);
     } while (ret == -EINTR);

@@ -57,7 +57,8 @@ static void wrapper_abort(struct stream *stream)
 static void co_wrapper_close(struct stream *stream)
 {
     struct wrapper *wrapper = wrapper_of(stream);
-    struct iovec goodbye = {(void *)(uintptr_t) "BYE", 3};
+    char goodbye_text[] = "BYE";
+    struct iovec goodbye = {goodbye_text, 3};
     int rc = wrapper->inner->ops->co_send(wrapper->inner, &goodbye, 1, false);
     (void)rc; /* the client may be gone */
     wrapper->inner->ops->co_close(wrapper->inner);
@@ -77,7 +78,8 @@ static int co_fake_start_tls(struct nbd_service *service, struct stream *plain,
                              struct stream **secure, struct errtext *err)
 {
     char hello[5];
-    struct iovec ready = {(void *)(uintptr_t) "READY", 5};
+    char ready_text[] = "READY";
+    struct iovec ready = {ready_text, 5};
 
     ck_assert(service == &rig->service);
     started++;

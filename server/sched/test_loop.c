@@ -790,9 +790,11 @@ static void prepare_linked_nop(struct io_uring_sqe *sqe)
     sqe->flags |= IOSQE_IO_LINK;
 }
 
+typedef void prepare_fn(struct io_uring_sqe *sqe);
+
 static void co_try_all(void *arg)
 {
-    static void (*const refused[])(struct io_uring_sqe * sqe) = {
+    static prepare_fn *const refused[] = {
         prepare_open, prepare_socket, prepare_connect, prepare_unlink, prepare_linked_nop,
     };
     (void)arg;
