@@ -118,7 +118,8 @@ static int finish_create(struct config *config, struct errtext *err)
 static const struct option_spec create_specs[] = {
     {"options", 'o', "OPTION=VALUE,...",
      "compat, cluster_size, refcount_bits, extended_l2,\n"
-     "lazy_refcounts, compression_type, as qemu-img takes them",
+     "lazy_refcounts, compression_type, data_file,\n"
+     "data_file_raw, as qemu-img takes them",
      take_create_list},
     {"backing", 'b', "FILE", "the backing file; -F names its format, qcow2 or raw", take_backing},
     {"backing-format", 'F', "FORMAT", "the backing file's format: it is never guessed",

@@ -154,7 +154,7 @@ static void try_backing_name(const char *image_path, const char *name)
     struct errtext err = {""};
     char *path = NULL;
 
-    int rc = plain_path_resolve(image_path, name, &path, &err);
+    int rc = plain_path_resolve("backing file", image_path, name, &path, &err);
     judge_message(rc, &err);
     if (rc == 0) {
         demand(backing_name_check(name, &err) == 0, "one says yes, the other no");

@@ -118,6 +118,12 @@ struct disk {
     uint64_t file_id[2];
 };
 
+/* Two opens of one file. */
+static inline bool disk_is_same(const struct disk *a, const struct disk *b)
+{
+    return a->file_id[0] == b->file_id[0] && a->file_id[1] == b->file_id[1];
+}
+
 static inline uint64_t world_now_ns(struct world *world)
 {
     return world->ops->now_ns(world);

@@ -41,26 +41,26 @@ static bool has_prefix(const char *name, const char *prefix)
     return strncmp(name, prefix, strlen(prefix)) == 0;
 }
 
-static int check_plain(const char *name, struct errtext *err)
+int plain_name_check(const char *what, const char *name, struct errtext *err)
 {
     struct shown shown;
     size_t len = strlen(name);
     const char *plain = has_prefix(name, FILE_PREFIX) ? name + strlen(FILE_PREFIX) : name;
 
     if (len > LIMIT_BACKING_NAME_BYTES) {
-        return err_set(err, EINVAL, "backing file name has %zu bytes; at most %u are allowed", len,
+        return err_set(err, EINVAL, "%s name has %zu bytes; at most %u are allowed", what, len,
                        LIMIT_BACKING_NAME_BYTES);
     }
     if (!*plain) {
-        return err_set(err, EINVAL, "backing file name \"%s\" is empty; a path is needed",
+        return err_set(err, EINVAL, "%s name \"%s\" is empty; a path is needed", what,
                        show(&shown, name));
     }
     /* O10 */
     if (plain == name && name[strcspn(name, ":/")] == ':') {
         return err_set(err, EINVAL,
-                       "backing file \"%s\" names a protocol; only a plain path is allowed (a file "
+                       "%s \"%s\" names a protocol; only a plain path is allowed (a file "
                        "whose name has a ':' is written ./name)",
-                       show(&shown, name));
+                       what, show(&shown, name));
     }
     return 0;
 }
@@ -79,7 +79,7 @@ int backing_name_check(const char *name, struct errtext *err)
 {
     struct json_name *json;
     if (!has_prefix(name, JSON_PREFIX)) {
-        return check_plain(name, err);
+        return plain_name_check("backing file", name, err);
     }
     int ret = read_json(name, &json, err);
     if (ret == 0) {
@@ -88,9 +88,10 @@ int backing_name_check(const char *name, struct errtext *err)
     return ret;
 }
 
-int plain_path_resolve(const char *image_path, const char *name, char **path, struct errtext *err)
+int plain_path_resolve(const char *what, const char *image_path, const char *name, char **path,
+                       struct errtext *err)
 {
-    int ret = check_plain(name, err);
+    int ret = plain_name_check(what, name, err);
     if (ret < 0) {
         err_prefix(err, "%s", image_path);
         return ret;
@@ -209,7 +210,7 @@ int backing_resolve(const char *image_path, const char *name, const char *named_
         return resolve_json(image_path, name, named, assumed, out, err);
     }
     ret = settle_format(image_path, BACKING_FORMAT_UNNAMED, named, assumed, out, err);
-    return ret < 0 ? ret : plain_path_resolve(image_path, name, &out->path, err);
+    return ret < 0 ? ret : plain_path_resolve("backing file", image_path, name, &out->path, err);
 }
 
 int backing_resolve_described(const char *image_path, struct json_name *described,

@@ -30,13 +30,17 @@ enum backing_format backing_format_find(const char *name);
  */
 int backing_name_check(const char *name, struct errtext *err);
 
+/* The same for a plain name, of whatever `what` is: "backing file", "data file". */
+int plain_name_check(const char *what, const char *name, struct errtext *err);
+
 /*
  * The path that a plain name means: relative names are relative to the directory of the image that
  * names them, not to the current one; after "file:" a name is taken as it stands (QEMU's rule:
  * relative to the current directory). "json:" is refused as every protocol is. *path is malloc'ed.
  * -EINVAL (see above), -ENOMEM; err names the image. Does not suspend.
  */
-int plain_path_resolve(const char *image_path, const char *name, char **path, struct errtext *err);
+int plain_path_resolve(const char *what, const char *image_path, const char *name, char **path,
+                       struct errtext *err);
 
 /* A backing file as its image's header, or whoever opens the chain, describes it. */
 struct backing_file {

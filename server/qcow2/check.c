@@ -123,6 +123,7 @@ static void state_init(struct check_state *state, struct disk *disk, struct head
     refmap_init(&state->exclusive, &state->budget_bytes);
     refmap_init(&state->tables, &state->budget_bytes);
     refmap_init(&state->active_tables, &state->budget_bytes);
+    refmap_init(&state->table_places, &state->budget_bytes);
     refmap_init(&state->disk_counts, &state->budget_bytes);
     refmap_init(&state->dangling, &state->budget_bytes);
 }
@@ -133,6 +134,7 @@ static void state_free(struct check_state *state)
     refmap_free(&state->exclusive);
     refmap_free(&state->tables);
     refmap_free(&state->active_tables);
+    refmap_free(&state->table_places);
     refmap_free(&state->disk_counts);
     refmap_free(&state->dangling);
     free(state->reftable);

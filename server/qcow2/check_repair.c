@@ -306,15 +306,23 @@ static int co_mend_l1(struct check_state *state)
     return rc;
 }
 
-static void mend_l2_entry(struct check_state *state, uint8_t *table, size_t at, bool is_active,
-                          struct changes *changes)
+static void mend_l2_entry(struct check_state *state, uint8_t *table, size_t at, guest_off guest,
+                          bool is_active, struct changes *changes)
 {
     bool extended = state->geo->extended_l2;
     uint64_t descriptor = get_be64(table + at);
     uint64_t bitmap = extended ? get_be64(table + at + 8) : 0;
-    struct l2_view view = check_l2_view(state, descriptor, bitmap);
+    struct l2_view view = check_l2_view(state, guest, descriptor, bitmap);
 
     if (view.has_reserved_bits) {
+        return;
+    }
+    if (view.has_data_place) {
+        if (!view.is_misplaced) {
+            put_entry(table, at, descriptor | QCOW2_COPIED, changes);
+        } else if (view.reads_zero_only && !view.has_bad_bitmap) {
+            put_entry(table, at, descriptor & ~(QCOW2_L2_OFFSET | QCOW2_COPIED), changes);
+        }
         return;
     }
     if (view.is_compressed) {
@@ -349,6 +357,7 @@ static int co_mend_l2_table(struct check_state *state, uint64_t cluster, uint8_t
     size_t len = state->geo->cluster_bytes;
     uint64_t start = cluster << state->geo->cluster_bits;
     bool is_active = refmap_get(&state->active_tables, cluster) > 0;
+    guest_off guest = check_l2_guest(state, cluster);
     bool is_hole = false;
 
     if (!is_l2_table_safe(state, cluster)) {
@@ -362,7 +371,9 @@ static int co_mend_l2_table(struct check_state *state, uint64_t cluster, uint8_t
         return 0;
     }
     for (size_t at = 0; at < len; at += state->geo->l2_entry_bytes) {
-        mend_l2_entry(state, table, at, is_active, &changes);
+        mend_l2_entry(state, table, at,
+                      check_entry_guest(state, guest, at / state->geo->l2_entry_bytes), is_active,
+                      &changes);
     }
     return changes.end ? co_write_changes(state, start, table, len, &changes) : 0;
 }

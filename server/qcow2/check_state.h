@@ -41,7 +41,9 @@ struct check_state {
     struct refmap exclusive;     /* of these, as metadata that nothing may share */
     struct refmap tables;        /* of these, as an L2 table */
     struct refmap active_tables; /* of these, from the active L1 table */
-    struct refmap disk_counts;   /* enum disk_count */
+    /* With an external data file: 1 + the index of the L1 entry that names an L2 table. */
+    struct refmap table_places;
+    struct refmap disk_counts; /* enum disk_count */
     /* Named by entries although past the end of the file, up to DANGLING_WINDOW_CLUSTERS behind it:
      * what a repair put there would come to life under those entries. */
     struct refmap dangling;
@@ -91,11 +93,30 @@ struct l2_view {
     bool has_bad_bitmap;  /* subclusters contradict each other or have no cluster */
     bool is_bad_place;    /* unaligned or outside of the file */
     bool is_outside;      /* of is_bad_place */
+    bool is_misplaced;    /* in a data file, but not at its guest offset */
+    bool lacks_copied;    /* in a data file, where everybody is alone */
+    bool has_data_place;  /* in a data file */
     bool reads_zero_only; /* the place is not needed for reading */
     uint64_t start;       /* of what the entry leads to, sane or not; len 0: to nothing */
     uint64_t len_bytes;
 };
-struct l2_view check_l2_view(const struct check_state *state, uint64_t descriptor, uint64_t bitmap);
+/* `guest` is the offset of the cluster on the guest's disk, as far as check_l2_guest() knows it. */
+struct l2_view check_l2_view(const struct check_state *state, guest_off guest, uint64_t descriptor,
+                             uint64_t bitmap);
+
+/*
+ * Where the first cluster of the L2 table in `cluster` lies on the guest's disk: known for tables
+ * of the active L1 table with an external data file, as only there it matters.
+ */
+#define CHECK_GUEST_UNKNOWN ((guest_off){UINT64_MAX})
+guest_off check_l2_guest(struct check_state *state, uint64_t cluster);
+static inline guest_off check_entry_guest(const struct check_state *state, guest_off table,
+                                          uint64_t index)
+{
+    return table.bytes == UINT64_MAX
+               ? table
+               : (guest_off){table.bytes + (index << state->geo->cluster_bits)};
+}
 
 /* check_compare.c */
 enum compare_mode {

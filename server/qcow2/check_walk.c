@@ -11,6 +11,7 @@
 #include "base/bytes.h"
 #include "base/limits.h"
 #include "qcow2/check_state.h"
+#include "qcow2/map.h"
 
 #define CHUNK_BYTES              (1024U * 1024U)
 #define BITMAP_RESERVED          0xff000000000001feULL
@@ -181,6 +182,26 @@ static bool copied_is_wrong(struct check_state *state, uint64_t offset, uint64_t
     return is_one != ((entry & QCOW2_COPIED) != 0);
 }
 
+/* With an external data file an L2 table stands for one part of the disk and no other. */
+static int take_table_place(struct check_state *state, uint64_t at, uint64_t entry)
+{
+    uint64_t cluster = (entry & QCOW2_L1_OFFSET) >> state->geo->cluster_bits;
+    uint64_t index = (at - state->header->l1_offset.bytes) / sizeof(be64_t);
+
+    if (!state->geo->data_file) {
+        return 0;
+    }
+    if (refmap_get(&state->table_places, cluster) > 0) {
+        check_corruption(state,
+                         "L1 entry at 0x%" PRIx64 " is 0x%016" PRIx64
+                         ": the L2 table is named twice, in an image with an external data file",
+                         at, entry);
+        return 0;
+    }
+    int rc = refmap_add(&state->table_places, cluster, index + 1);
+    return rc < 0 ? check_failed(state, rc, "") : 0;
+}
+
 static int visit_l1_entry(struct check_state *state, uint64_t at, uint64_t entry, uint64_t count,
                           uint64_t active)
 {
@@ -217,7 +238,11 @@ static int visit_l1_entry(struct check_state *state, uint64_t at, uint64_t entry
                          ": COPIED does not match the refcount",
                          at, entry);
     }
-    int rc = refer(state, &state->tables, table, state->geo->cluster_bytes, count);
+    int rc = active ? take_table_place(state, at, entry) : 0;
+    if (rc < 0) {
+        return rc;
+    }
+    rc = refer(state, &state->tables, table, state->geo->cluster_bytes, count);
     if (rc == 0 && active) {
         rc = refmap_add(&state->active_tables, table >> state->geo->cluster_bits, active);
     }
@@ -268,7 +293,29 @@ static struct l2_view view_compressed(const struct check_state *state, uint64_t 
     return view;
 }
 
-struct l2_view check_l2_view(const struct check_state *state, uint64_t descriptor, uint64_t bitmap)
+guest_off check_l2_guest(struct check_state *state, uint64_t cluster)
+{
+    uint64_t place = refmap_get(&state->table_places, cluster);
+    uint64_t table_bytes = (uint64_t)state->geo->l2_entries << state->geo->cluster_bits;
+    return place == 0 ? CHECK_GUEST_UNKNOWN : (guest_off){(place - 1) * table_bytes};
+}
+
+/* Guest data is in another file, at its guest offset, and not counted. */
+static void view_data_place(const struct check_state *state, guest_off guest, uint64_t descriptor,
+                            uint64_t bitmap, struct l2_view *view)
+{
+    struct l2_entry entry = {descriptor, bitmap};
+
+    view->has_data_place = l2_entry_has_host(state->geo, entry);
+    view->is_misplaced = view->has_data_place && guest.bytes != UINT64_MAX &&
+                         l2_entry_host(entry).bytes != guest.bytes;
+    view->lacks_copied = view->has_data_place && !(descriptor & QCOW2_COPIED);
+    view->has_bad_bitmap =
+        view->has_bad_bitmap || (!view->has_data_place && (bitmap & EXTENDED_ALLOCATED) != 0);
+}
+
+struct l2_view check_l2_view(const struct check_state *state, guest_off guest, uint64_t descriptor,
+                             uint64_t bitmap)
 {
     const struct geometry *geo = state->geo;
 
@@ -290,8 +337,9 @@ struct l2_view check_l2_view(const struct check_state *state, uint64_t descripto
     if (geo->extended_l2) {
         view.has_bad_bitmap = (allocated & (bitmap >> 32)) != 0;
     }
-    if (state->header->incompatible & QCOW2_INCOMPAT_DATA_FILE) {
-        return view; /* guest data is in another file, and not counted */
+    if (geo->data_file) {
+        view_data_place(state, guest, descriptor, bitmap, &view);
+        return view;
     }
     if (offset == 0) {
         view.has_bad_bitmap = view.has_bad_bitmap || allocated != 0;
@@ -307,8 +355,9 @@ struct l2_view check_l2_view(const struct check_state *state, uint64_t descripto
 static const char *l2_complaint(const struct check_state *state, const struct l2_view *view,
                                 uint64_t descriptor)
 {
-    bool has_data_file = state->header->incompatible & QCOW2_INCOMPAT_DATA_FILE;
-
+    if (view->is_compressed && state->geo->data_file) {
+        return "a compressed cluster in an image with an external data file";
+    }
     if (view->has_reserved_bits) {
         return "reserved bits are set";
     }
@@ -319,8 +368,11 @@ static const char *l2_complaint(const struct check_state *state, const struct l2
     if (view->has_bad_bitmap) {
         return "the subcluster bitmap contradicts itself or the entry";
     }
-    if (view->is_compressed && has_data_file) {
-        return "a compressed cluster in an image with an external data file";
+    if (view->is_misplaced) {
+        return "the cluster is not at its guest offset in the external data file";
+    }
+    if (view->lacks_copied) {
+        return "COPIED is not set, in an image with an external data file";
     }
     if (view->is_compressed && (descriptor & QCOW2_COPIED)) {
         return "COPIED is set on a compressed cluster";
@@ -328,10 +380,10 @@ static const char *l2_complaint(const struct check_state *state, const struct l2
     return NULL;
 }
 
-static int visit_l2_entry(struct check_state *state, uint64_t at, uint64_t descriptor,
-                          uint64_t bitmap, uint64_t count, uint64_t active)
+static int visit_l2_entry(struct check_state *state, uint64_t at, guest_off guest,
+                          uint64_t descriptor, uint64_t bitmap, uint64_t count, uint64_t active)
 {
-    struct l2_view view = check_l2_view(state, descriptor, bitmap);
+    struct l2_view view = check_l2_view(state, guest, descriptor, bitmap);
     const char *complaint = l2_complaint(state, &view, descriptor);
 
     if (complaint) {
@@ -343,6 +395,9 @@ static int visit_l2_entry(struct check_state *state, uint64_t at, uint64_t descr
         check_corruption(state,
                          "L2 entry at 0x%" PRIx64 " is 0x%016" PRIx64 " (bitmap 0x%" PRIx64 "): %s",
                          at, descriptor, bitmap, complaint);
+    }
+    if (view.has_data_place) {
+        state->result->allocated_clusters += active;
     }
     if (view.len_bytes == 0) {
         return 0;
@@ -368,6 +423,7 @@ static int visit_l2_table(struct check_state *state, uint64_t start, const uint8
                           uint64_t count, uint64_t active)
 {
     uint32_t entry_bytes = state->geo->l2_entry_bytes;
+    guest_off guest = check_l2_guest(state, start >> state->geo->cluster_bits);
 
     for (uint64_t i = 0; i < state->geo->cluster_bytes; i += entry_bytes) {
         uint64_t descriptor = get_be64(table + i);
@@ -375,7 +431,8 @@ static int visit_l2_table(struct check_state *state, uint64_t start, const uint8
         if (!descriptor && !bitmap) {
             continue;
         }
-        int rc = visit_l2_entry(state, start + i, descriptor, bitmap, count, active);
+        int rc = visit_l2_entry(state, start + i, check_entry_guest(state, guest, i / entry_bytes),
+                                descriptor, bitmap, count, active);
         if (rc < 0) {
             return rc;
         }

@@ -197,6 +197,14 @@ static int co_fsync(struct qcow2 *q)
     return ret < 0 ? engine_fail(q, -ret, "fsync") : 0;
 }
 
+/* The guest's bytes; with an external data file nothing else. */
+static int co_fsync_data(struct qcow2 *q)
+{
+    int ret = co_disk_flush(q->data);
+    return ret < 0 ? engine_fail(q, -ret, q->data == q->disk ? "fsync" : "fsync of the data file")
+                   : 0;
+}
+
 /* The old table's clusters go when the header names the new one. */
 static void retire_table(struct qcow2 *q, host_off old, uint64_t old_clusters)
 {
@@ -250,11 +258,12 @@ static int co_first_wave(struct qcow2 *q, struct snapshot_pieces *pieces)
     if (ret < 0) {
         return engine_fail(q, -ret, "writing refcount blocks");
     }
-    ret = co_fsync(q);
-    if (ret < 0) {
-        return ret;
+    /* O2: what the second wave points at, in whichever file it lies. */
+    ret = q->data == q->disk ? 0 : co_fsync_data(q);
+    if (ret == 0) {
+        ret = co_fsync(q);
     }
-    return co_write_reftable(q, pieces);
+    return ret < 0 ? ret : co_write_reftable(q, pieces);
 }
 
 /* The longer table is durable: the header names it. O1: its clusters were counted before. */
@@ -335,7 +344,7 @@ static int co_run_commit(struct qcow2 *q, bool counts_too)
         ret = co_commit_tables(q);
     } else {
         q->commit.started++;
-        ret = co_fsync(q);
+        ret = co_fsync_data(q);
     }
     if (ret == 0) {
         q->commit.finished = q->commit.started;

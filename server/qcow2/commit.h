@@ -3,13 +3,14 @@
  * Making it durable. A commit is
  *
  *   snapshot     the dirty slices, L1 sectors and refcount table entries, in one step
- *   first wave   refcount blocks, fsync: covers guest data (O2), counts (O1), blank new tables
+ *   first wave   refcount blocks, fsync: covers guest data (O2), counts (O1), blank new tables; an
+ *                external data file has its fsync before
  *                [new refcount blocks: table entries, fsync; a table that moved: header, fsync]
  *   second wave  L2 slices and L1 sectors, fsync [a longer L1 table: header, fsync]
  *   release      the quarantine of that snapshot (O3)
  *
  * Asked for by FLUSH, FUA, a timer, memory pressure and close; who asks while one runs shares the
- * next. Without a dirty mapping it is one fsync.
+ * next. Without a dirty mapping it is one fsync, of the file where guest data lies.
  */
 #ifndef QCOWD_QCOW2_COMMIT_H
 #define QCOWD_QCOW2_COMMIT_H

@@ -2,9 +2,10 @@
 /*
  * A new image: header, refcount table, refcount blocks and an L1 table for the whole disk, one
  * after the other from the start of the file, each cluster of them counted once. The L1 table is a
- * hole, so that even the largest costs nothing. Everything but the header is made durable first and
- * the header written last: a file left half made by a crash has no magic, and is no image to
- * anybody.
+ * hole, so that even the largest costs nothing; only for a raw data file, whose bytes are all the
+ * guest's from the start, it is filled and L2 tables follow, as QEMU has it. Everything but the
+ * header is made durable first and the header written last: a file left half made by a crash has no
+ * magic, and is no image to anybody.
  */
 #include "qcow2/create.h"
 
@@ -17,6 +18,7 @@
 #include "base/check.h"
 #include "base/limits.h"
 #include "qcow2/chain.h"
+#include "qcow2/create_data.h"
 #include "qcow2/geometry.h"
 #include "qcow2/ondisk.h"
 
@@ -213,6 +215,22 @@ static int parse_backing_file(struct create_options *options, const char *name, 
     return 0;
 }
 
+static int parse_data_file(struct create_options *options, const char *name, const char *value,
+                           struct errtext *err)
+{
+    if (!*value) {
+        return bad_value(name, value, "the name of a file", err);
+    }
+    options->data_file_name = value;
+    return 0;
+}
+
+static int parse_data_file_raw(struct create_options *options, const char *name, const char *value,
+                               struct errtext *err)
+{
+    return parse_bool_value(name, value, &options->data_file_raw, err);
+}
+
 static int parse_backing_format(struct create_options *options, const char *name, const char *value,
                                 struct errtext *err)
 {
@@ -239,6 +257,8 @@ int create_option_parse(struct create_options *options, char *assignment, struct
         {"compression_type", parse_compression},
         {"backing_file", parse_backing_file},
         {"backing_fmt", parse_backing_format},
+        {"data_file", parse_data_file},
+        {"data_file_raw", parse_data_file_raw},
     };
 
     char *equals = strchr(assignment, '=');
@@ -257,7 +277,8 @@ int create_option_parse(struct create_options *options, char *assignment, struct
     err_sanitise(shown, sizeof(shown), assignment, name_len);
     return err_set(err, EINVAL,
                    "option \"%s\" is unknown; known are size, compat, cluster_size, refcount_bits, "
-                   "extended_l2, lazy_refcounts, compression_type, backing_file, backing_fmt",
+                   "extended_l2, lazy_refcounts, compression_type, backing_file, backing_fmt, "
+                   "data_file, data_file_raw",
                    shown);
 }
 
@@ -268,6 +289,7 @@ struct layout {
     uint64_t reftable_clusters;
     uint64_t refblocks; /* one cluster each */
     uint64_t l1_clusters;
+    uint64_t l2_tables; /* one cluster each; for a raw data file only */
     uint64_t total_clusters;
 };
 
@@ -291,6 +313,8 @@ static void layout_geometry(const struct create_options *options, struct geometr
                               : round_up_to(options->size_bytes, SECTOR_BYTES);
     geometry_init(geo, log2_of(options->cluster_bytes), options->extended_l2, options->version,
                   log2_of(options->refcount_bits), size_bytes);
+    geo->data_file = options->data_file_name != NULL;
+    geo->data_file_raw = options->data_file_raw;
 }
 
 /* The options must have been checked. */
@@ -303,6 +327,8 @@ static void layout_init(const struct create_options *options, struct layout *lay
     layout->l1_entries = MAX_OF(l1_entries_needed(geo), 1);
     layout->l1_clusters = div_round_up(layout->l1_entries * sizeof(be64_t), geo->cluster_bytes);
 
+    layout->l2_tables = geo->data_file_raw ? l1_entries_needed(geo) : 0;
+
     uint64_t disk_clusters = div_round_up(geo->size_bytes, geo->cluster_bytes);
     uint64_t room_bytes = div_round_up(disk_clusters, geo->refblock_entries) * sizeof(be64_t);
     room_bytes = MIN_OF(room_bytes, REFTABLE_ROOM_BYTES);
@@ -313,8 +339,8 @@ static void layout_init(const struct create_options *options, struct layout *lay
     for (;;) {
         uint64_t table_bytes = MAX_OF(layout->refblocks * sizeof(be64_t), room_bytes);
         layout->reftable_clusters = MAX_OF(div_round_up(table_bytes, geo->cluster_bytes), 1);
-        layout->total_clusters =
-            1 + layout->reftable_clusters + layout->refblocks + layout->l1_clusters;
+        layout->total_clusters = 1 + layout->reftable_clusters + layout->refblocks +
+                                 layout->l1_clusters + layout->l2_tables;
         uint64_t needed = div_round_up(layout->total_clusters, geo->refblock_entries);
         if (needed <= layout->refblocks) {
             return;
@@ -338,6 +364,11 @@ static uint64_t l1_offset(const struct layout *layout)
     return refblocks_offset(layout) + layout->refblocks * layout->geo.cluster_bytes;
 }
 
+static uint64_t l2_offset(const struct layout *layout)
+{
+    return l1_offset(layout) + layout->l1_clusters * layout->geo.cluster_bytes;
+}
+
 static const struct {
     uint8_t type;
     uint8_t bit;
@@ -359,12 +390,15 @@ static size_t extension_bytes(size_t len)
     return sizeof(struct qcow2_disk_extension) + (size_t)round_up_to(len, 8);
 }
 
-/* Header, backing format, end mark, and backing name: what must fit into the first cluster. */
+/* Header, names of files and formats, end mark: what must fit into the first cluster. */
 static size_t header_bytes_needed(const struct create_options *options)
 {
     size_t bytes = header_struct_bytes(options->version) + extension_bytes(0);
     if (options->backing_name) {
         bytes += extension_bytes(strlen(options->backing_format)) + strlen(options->backing_name);
+    }
+    if (options->data_file_name) {
+        bytes += extension_bytes(strlen(options->data_file_name));
     }
     return bytes;
 }
@@ -409,6 +443,9 @@ static void fill_header(uint8_t *cluster, const struct create_options *options,
     if (options->extended_l2) {
         incompatible |= QCOW2_INCOMPAT_EXTENDED_L2;
     }
+    if (options->data_file_name) {
+        incompatible |= QCOW2_INCOMPAT_DATA_FILE;
+    }
     memset(&head, 0, sizeof(head));
     put_be32(&head.magic, QCOW2_MAGIC);
     put_be32(&head.version, options->version);
@@ -421,6 +458,7 @@ static void fill_header(uint8_t *cluster, const struct create_options *options,
     put_be32(&head.refcount_table_clusters, (uint32_t)layout->reftable_clusters);
     put_be64(&head.incompatible_features, incompatible);
     put_be64(&head.compatible_features, options->lazy_refcounts ? QCOW2_COMPAT_LAZY_REFCOUNTS : 0);
+    put_be64(&head.autoclear_features, options->data_file_raw ? QCOW2_AUTOCLEAR_RAW_DATA_FILE : 0);
     put_be32(&head.refcount_order, geo->refcount_order);
     put_be32(&head.header_length, head_bytes);
     head.compression_type = options->compression;
@@ -429,6 +467,10 @@ static void fill_header(uint8_t *cluster, const struct create_options *options,
     if (options->backing_name) {
         put_extension(&at, QCOW2_EXT_BACKING_FORMAT, options->backing_format,
                       strlen(options->backing_format));
+    }
+    if (options->data_file_name) {
+        put_extension(&at, QCOW2_EXT_DATA_FILE, options->data_file_name,
+                      strlen(options->data_file_name));
     }
     /* The names only help those who do not know a feature; where room is short they stay away. */
     if (options->version >= 3 &&
@@ -457,6 +499,7 @@ static int check_version_2(const struct create_options *options, struct errtext 
     }
     const char *feature = options->extended_l2      ? "extended_l2"
                           : options->lazy_refcounts ? "lazy_refcounts"
+                          : options->data_file_name ? "data_file"
                           : options->compression != QCOW2_COMPRESSION_ZLIB
                               ? "a compression_type other than zlib"
                               : NULL;
@@ -517,16 +560,42 @@ static int check_backing(const struct create_options *options, struct errtext *e
     if (ret < 0) {
         return ret;
     }
-    size_t needed = header_bytes_needed(options);
-    if (needed > options->cluster_bytes) {
-        size_t len = strlen(options->backing_name);
-        return err_set(err, EINVAL,
-                       "backing_file has %zu bytes, but the first cluster of %" PRIu64
-                       " bytes has room for a name of %" PRIu64 "; give a shorter name or a larger "
-                       "cluster_size",
-                       len, options->cluster_bytes, options->cluster_bytes - (needed - len));
-    }
     return 0;
+}
+
+static int check_data_file(const struct create_options *options, struct errtext *err)
+{
+    if (!options->data_file_name) {
+        return options->data_file_raw
+                   ? err_set(err, EINVAL, "data_file_raw is given without a data_file")
+                   : 0;
+    }
+    if (options->data_file_raw && options->backing_name) {
+        return err_set(err, EINVAL,
+                       "data_file_raw and backing_file exclude each other; give one of them");
+    }
+    return plain_name_check("data file", options->data_file_name, err);
+}
+
+/* The names lie in the first cluster. */
+static int check_names_fit(const struct create_options *options, struct errtext *err)
+{
+    size_t backing_len = options->backing_name ? strlen(options->backing_name) : 0;
+    size_t data_len = options->data_file_name ? strlen(options->data_file_name) : 0;
+    size_t needed = header_bytes_needed(options);
+
+    if (needed <= options->cluster_bytes) {
+        return 0;
+    }
+    bool backing = backing_len >= data_len;
+    size_t len = backing ? backing_len : data_len;
+    return err_set(err, EINVAL,
+                   "%s has %zu bytes, but the first cluster of %" PRIu64
+                   " bytes has room for a name of %" PRIu64 "; give a shorter name or a larger "
+                   "cluster_size",
+                   backing ? "backing_file" : "data_file", len, options->cluster_bytes,
+                   needed - len < options->cluster_bytes ? options->cluster_bytes - (needed - len)
+                                                         : 0);
 }
 
 int create_options_check(const struct create_options *options, struct errtext *err)
@@ -545,7 +614,11 @@ int create_options_check(const struct create_options *options, struct errtext *e
             options->size_bytes, geo.cluster_bytes, geo.extended_l2 ? " with extended_l2" : "",
             largest_disk_bytes(&geo), (uint64_t)(largest_disk_bytes(&geo) / GIB));
     }
-    return check_backing(options, err);
+    ret = check_backing(options, err);
+    if (ret == 0) {
+        ret = check_data_file(options, err);
+    }
+    return ret < 0 ? ret : check_names_fit(options, err);
 }
 
 static int co_write_refcounts(struct disk *disk, const struct layout *layout)
@@ -553,7 +626,8 @@ static int co_write_refcounts(struct disk *disk, const struct layout *layout)
     const struct geometry *geo = &layout->geo;
     size_t table_bytes = (size_t)(layout->reftable_clusters * geo->cluster_bytes);
     size_t block_bytes = (size_t)(layout->refblocks * geo->cluster_bytes);
-    /* A whole block or two, or 1/8 to 8 bytes a cluster of a 32 MiB L1 table: less than 3 MiB. */
+    /* A whole block or two, or 1/8 to 8 bytes for each cluster of a 32 MiB L1 table, and for each
+     * L2 table that one names: at most 34 MiB. */
     uint8_t *buf = calloc(1, table_bytes + block_bytes);
     if (!buf) {
         return -ENOMEM;
@@ -567,6 +641,51 @@ static int co_write_refcounts(struct disk *disk, const struct layout *layout)
     }
     int ret = co_disk_write(disk, reftable_offset(layout), buf, table_bytes + block_bytes);
     free(buf);
+    return ret;
+}
+
+/*
+ * The entries of all tables: what a raw data file holds is the guest's from the start, also for
+ * those who do look at the entries. Clusters past the disk's end have none.
+ */
+static void fill_l2_table(const struct geometry *geo, uint64_t table, uint8_t *bytes)
+{
+    uint64_t first = table * geo->l2_entries;
+
+    memset(bytes, 0, geo->cluster_bytes);
+    for (uint32_t i = 0; i < geo->l2_entries; i++) {
+        uint64_t offset = (first + i) << geo->cluster_bits;
+        if (offset >= geo->size_bytes) {
+            break;
+        }
+        uint8_t *entry = bytes + (size_t)i * geo->l2_entry_bytes;
+        put_be64(entry, offset | QCOW2_COPIED);
+        if (geo->extended_l2) {
+            put_be64(entry + sizeof(be64_t), UINT32_MAX);
+        }
+    }
+}
+
+/* L1 and L2 tables that map all of the disk to a raw data file. */
+static int co_write_mapping(struct disk *disk, const struct layout *layout)
+{
+    const struct geometry *geo = &layout->geo;
+    size_t l1_bytes = (size_t)(layout->l1_clusters * geo->cluster_bytes);
+    uint8_t *l1 = calloc(1, l1_bytes);
+    uint8_t *table = malloc((size_t)geo->cluster_bytes);
+    int ret = l1 && table ? 0 : -ENOMEM;
+
+    for (uint64_t i = 0; i < layout->l2_tables && ret == 0; i++) {
+        uint64_t at = l2_offset(layout) + i * geo->cluster_bytes;
+        put_be64(l1 + i * sizeof(be64_t), at | QCOW2_COPIED);
+        fill_l2_table(geo, i, table);
+        ret = co_disk_write(disk, at, table, (size_t)geo->cluster_bytes);
+    }
+    if (ret == 0) {
+        ret = co_disk_write(disk, l1_offset(layout), l1, l1_bytes);
+    }
+    free(l1);
+    free(table);
     return ret;
 }
 
@@ -594,6 +713,9 @@ static int co_fill_image(struct disk *disk, const struct create_options *options
     if (ret == 0) {
         ret = co_write_refcounts(disk, &layout);
     }
+    if (ret == 0 && layout.l2_tables > 0) {
+        ret = co_write_mapping(disk, &layout);
+    }
     /* O1: what the header names is durable before the header is. */
     if (ret == 0) {
         ret = co_disk_flush(disk);
@@ -609,6 +731,39 @@ static int co_fill_image(struct disk *disk, const struct create_options *options
                    : 0;
 }
 
+/* After a failure: a file that was made here goes again. */
+static void remove_made(struct world *world, const char *path, struct errtext *err)
+{
+    int removed = world->ops->remove ? world->ops->remove(world, path) : 0;
+    if (removed < 0) {
+        err_prefix(err, "%s is left behind, incomplete (%s)", path, strerror(-removed));
+    }
+}
+
+/* The data file, if there is to be one, and then the image that names it. */
+static int co_fill_both(struct world *world, struct disk *image,
+                        const struct create_options *options, struct errtext *err)
+{
+    bool made = false;
+    char *path = NULL;
+    int ret = 0;
+
+    if (options->data_file_name) {
+        ret = plain_path_resolve("data file", image->path, options->data_file_name, &path, err);
+        if (ret == 0) {
+            ret = co_prepare_data_file(world, path, image, options, &made, err);
+        }
+    }
+    if (ret == 0) {
+        ret = co_fill_image(image, options, err);
+    }
+    if (ret < 0 && made) {
+        remove_made(world, path, err);
+    }
+    free(path);
+    return ret;
+}
+
 int co_qcow2_create(struct world *world, const char *path, const struct create_options *options,
                     struct errtext *err)
 {
@@ -622,13 +777,10 @@ int co_qcow2_create(struct world *world, const char *path, const struct create_o
     if (ret < 0) {
         return ret;
     }
-    ret = co_fill_image(disk, options, err);
+    ret = co_fill_both(world, disk, options, err);
     disk_close(disk);
-    if (ret < 0 && world->ops->remove) {
-        int removed = world->ops->remove(world, path);
-        if (removed < 0) {
-            err_prefix(err, "%s is left behind, incomplete (%s)", path, strerror(-removed));
-        }
+    if (ret < 0) {
+        remove_made(world, path, err);
     }
     return ret;
 }

@@ -23,15 +23,18 @@ struct create_options {
     uint8_t compression;        /* enum qcow2_compression; version 3 */
     const char *backing_name;   /* NULL: none */
     const char *backing_format; /* must be given with backing_name: "qcow2" or "raw" */
+    const char *data_file_name; /* NULL: none; version 3 */
+    bool data_file_raw;         /* with a data file, and without a backing file */
 };
 
 void create_options_init(struct create_options *options);
 
 /*
  * Parses one "OPTION=VALUE" of `qcowd create -o`: size, compat (0.10, 1.1, v2, v3), cluster_size,
- * refcount_bits, extended_l2, lazy_refcounts, compression_type, backing_file, backing_fmt; names
- * and values as qemu-img takes them, sizes with suffixes k M G T P. Strings point into the
- * argument. -EINVAL with err naming option, value and what is allowed. Does not suspend.
+ * refcount_bits, extended_l2, lazy_refcounts, compression_type, backing_file, backing_fmt,
+ * data_file, data_file_raw; names and values as qemu-img takes them, sizes with suffixes k M G T P.
+ * Strings point into the argument. -EINVAL with err naming option, value and what is allowed. Does
+ * not suspend.
  */
 int create_option_parse(struct create_options *options, char *assignment, struct errtext *err);
 
@@ -50,7 +53,11 @@ int create_options_check(const struct create_options *options, struct errtext *e
 /*
  * Checks the options and writes the image to `path`, which must not exist yet (-EEXIST), its
  * contents durable when it returns. On failure the file is removed if it was made here; what a
- * crash leaves behind is not a qcow2 image, as the header is written last. May suspend.
+ * crash leaves behind is not a qcow2 image, as the header is written last.
+ *
+ * A data file is made, too, as long as the disk. One that is there already is taken as it is if it
+ * is long enough and its bytes are not lost by it: if it is to be the disk (data_file_raw), or is a
+ * block device; else -EEXIST. May suspend.
  */
 int co_qcow2_create(struct world *world, const char *path, const struct create_options *options,
                     struct errtext *err);

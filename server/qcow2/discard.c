@@ -4,7 +4,8 @@
  * else is as good as whole; otherwise it is written as zeroes. What a cluster needs is decided by a
  * pure function from its entry; the loop then does a run of clusters at a time. A trimmed range
  * reads as zeroes: with a backing file the zero flag is set, never a bare empty entry that would
- * let old data of the backing file through.
+ * let old data of the backing file through. In an external data file the place of a cluster that is
+ * given back is punched at once.
  */
 #include "qcow2/discard.h"
 
@@ -70,8 +71,7 @@ static uint64_t part_bits(const struct qcow2 *q, const struct cluster_part *part
 static struct l2_entry zeroed_entry(const struct qcow2 *q, const struct cluster_part *part,
                                     struct l2_entry old, enum zero_mode mode)
 {
-    bool own = l2_entry_host(old).bytes != 0 && (old.descriptor & QCOW2_COPIED) &&
-               !(old.descriptor & QCOW2_COMPRESSED);
+    bool own = l2_entry_is_own(&q->geo, old);
     if (!part->whole) {
         uint64_t bits = part_bits(q, part);
         struct l2_entry entry = {old.descriptor, (old.bitmap & ~bits) | bits << 32};
@@ -97,7 +97,7 @@ static enum action choose_action(const struct qcow2 *q, const struct cluster_par
                                  struct l2_entry old, enum entry_class entry_class,
                                  enum zero_mode mode)
 {
-    bool own = entry_class == ENTRY_STANDARD && (old.descriptor & QCOW2_COPIED);
+    bool own = entry_class == ENTRY_STANDARD && l2_entry_is_own(&q->geo, old);
 
     if (!q->geo.has_zero_flag) {
         /* Version 2 can say "reads as zeroes" only by having nothing, anywhere. */
@@ -172,10 +172,30 @@ static int co_write_zeroes(struct qcow2 *q, guest_off start, guest_off end, bool
 }
 
 /*
- * Changes entries from `at` on for as long as that is all there is to do. One step after the wait.
+ * Gives back what is unused now in a data file. O3: no other cluster can come to lie there, and one
+ * that is written again waits for the hold under which this is done, so its bytes are never hit. A
+ * read that had looked before sees old bytes or zeroes, as it may; a crash that loses the mapping
+ * change shows no more than that the trim, which nobody has flushed, was under way.
  */
-static int co_change_entries(struct qcow2 *q, guest_off *at, guest_off end, enum zero_mode mode)
+static void co_punch_data(struct qcow2 *q, guest_off start, guest_off end)
 {
+    if (!q->geo.data_file || q->options.trim != TRIM_UNMAP || start.bytes >= end.bytes) {
+        return;
+    }
+    co_break_point(BREAK_BEFORE_DATA_PUNCH);
+    /* Not being able to punch costs space on the host, and nothing else. */
+    q->data->ops->co_punch(q->data, start.bytes,
+                           MIN_OF(end.bytes, q->geo.size_bytes) - start.bytes);
+}
+
+/*
+ * Changes entries from `at` on for as long as that is all there is to do, in one step after the
+ * wait. [*unused, *unused_end): from the first to the last place in it that has lost its data.
+ */
+static int co_change_entries(struct qcow2 *q, guest_off *at, guest_off end, enum zero_mode mode,
+                             guest_off *unused, guest_off *unused_end)
+{
+    *unused = *unused_end = *at;
     int ret = co_map_prepare(q, *at);
     if (ret < 0) {
         return ret;
@@ -203,6 +223,10 @@ static int co_change_entries(struct qcow2 *q, guest_off *at, guest_off end, enum
             if (fresh.descriptor == 0 || fresh.descriptor == QCOW2_ZERO) {
                 map_retire_entry(q, old); /* O3: same step */
             }
+            if (mode == ZERO_UNMAP && l2_entry_has_host(&q->geo, old)) {
+                *unused = unused->bytes == unused_end->bytes ? part.start : *unused;
+                *unused_end = part.end;
+            }
             l2_entry_set(&q->geo, slice->bytes, index, fresh);
         }
         *at = part.end;
@@ -211,29 +235,53 @@ static int co_change_entries(struct qcow2 *q, guest_off *at, guest_off end, enum
     return 0;
 }
 
-/* Gives one cluster a place of its own behind a zero flag, its space on the host allocated. */
-static int co_reserve_cluster(struct qcow2 *q, const struct cluster_part *part)
+/* A place for a cluster that has none of its own: in a data file it is waiting there. */
+static int co_find_place(struct qcow2 *q, guest_off cluster, host_off *host)
 {
     uint64_t first, got;
     bool reads_zero;
+
+    if (q->geo.data_file) {
+        host->bytes = cluster.bytes;
+        return 0;
+    }
+    int ret = co_alloc(q, 1, &first, &got, &reads_zero);
+    *host = host_cluster_start(&q->geo, ret == 0 ? first : 0);
+    return ret;
+}
+
+static void co_leave_place(struct qcow2 *q, host_off host)
+{
+    if (!q->geo.data_file) {
+        co_alloc_undo(q, host_cluster_index(&q->geo, host), 1);
+    }
+}
+
+/* Gives one cluster a place of its own behind a zero flag, its space on the host allocated. */
+static int co_reserve_cluster(struct qcow2 *q, const struct cluster_part *part)
+{
+    uint64_t len = q->geo.cluster_bytes;
     struct slice *slice;
     uint32_t index;
+    host_off host;
 
     int ret = co_map_prepare(q, part->start);
     if (ret < 0) {
         return ret;
     }
-    ret = co_alloc(q, 1, &first, &got, &reads_zero);
+    ret = co_find_place(q, part->cluster, &host);
     if (ret < 0) {
         return ret;
     }
-    host_off host = host_cluster_start(&q->geo, first);
-    ret = q->data->ops->co_zero(q->data, host.bytes, q->geo.cluster_bytes);
+    if (q->geo.data_file) {
+        len = MIN_OF(len, q->geo.size_bytes - host.bytes);
+    }
+    ret = q->data->ops->co_zero(q->data, host.bytes, len);
     if (ret == 0) {
         ret = co_map_change(q, part->start, &slice, &index);
     }
     if (ret < 0) {
-        co_alloc_undo(q, first, 1);
+        co_leave_place(q, host);
         return ret;
     }
     struct l2_entry old = l2_entry_get(&q->geo, slice->bytes, index);
@@ -256,6 +304,7 @@ static int co_zero_subclusters(struct qcow2 *q, guest_off at, guest_off end, enu
     while (at.bytes < end.bytes) {
         struct cluster_part part;
         enum action action;
+        guest_off unused, unused_end;
         int ret = co_commit_make_room(q);
         if (ret < 0) {
             return ret;
@@ -270,7 +319,8 @@ static int co_zero_subclusters(struct qcow2 *q, guest_off at, guest_off end, enu
             break;
         case ACTION_ENTRY:
             next = at;
-            ret = co_change_entries(q, &next, end, mode);
+            ret = co_change_entries(q, &next, end, mode, &unused, &unused_end);
+            co_punch_data(q, unused, unused_end);
             break;
         case ACTION_RESERVE:
             ret = co_reserve_cluster(q, &part);
@@ -400,6 +450,19 @@ static int co_zero_piece(struct qcow2 *q, guest_off start, guest_off end, enum z
     return co_zero_ragged(q, whole_end, end, mode);
 }
 
+/*
+ * In a raw data file the bytes themselves become zeroes, and no entry changes: one that names them
+ * goes on to, and what others say was true before.
+ */
+static int co_zero_raw_piece(struct qcow2 *q, guest_off start, guest_off end, enum zero_mode mode)
+{
+    struct disk *data = q->data;
+    uint64_t len = end.bytes - start.bytes;
+
+    int ret = mode == ZERO_UNMAP ? data->ops->co_punch(data, start.bytes, len) : -EOPNOTSUPP;
+    return ret == -EOPNOTSUPP ? data->ops->co_zero(data, start.bytes, len) : ret;
+}
+
 static int co_zero_piece_holding(struct qcow2 *q, struct request *request, guest_off start,
                                  guest_off end, enum zero_mode mode)
 {
@@ -415,7 +478,8 @@ static int co_zero_piece_holding(struct qcow2 *q, struct request *request, guest
     do {
         co_budget_take(&q->changers, 1);
         co_break_point(BREAK_BEFORE_DISCARD);
-        ret = co_zero_piece(q, start, end, mode);
+        ret = q->geo.data_file_raw ? co_zero_raw_piece(q, start, end, mode)
+                                   : co_zero_piece(q, start, end, mode);
         budget_give(&q->changers, 1);
         if (ret != -ENOSPC) {
             break;
@@ -430,7 +494,8 @@ static int co_zero_piece_holding(struct qcow2 *q, struct request *request, guest
 /* Nothing stands there and nothing shows through: not worth a hold. */
 static bool nothing_there(const struct qcow2 *q, guest_off start, enum zero_mode mode)
 {
-    return mode != ZERO_RESERVE && !map_has_table(q, start) && !backing_covers(q, start);
+    return mode != ZERO_RESERVE && !map_has_table(q, start) && !backing_covers(q, start) &&
+           !q->geo.data_file_raw;
 }
 
 static int co_zero_range(struct qcow2 *q, struct request *request, guest_off start, guest_off end,
@@ -512,6 +577,10 @@ static int co_zero_is_fast(struct qcow2 *q, guest_off start, guest_off end, enum
     guest_off whole_start, whole_end;
 
     *fast = false;
+    if (q->geo.data_file_raw) {
+        *fast = mode == ZERO_UNMAP && !q->data->is_block_device;
+        return 0;
+    }
     if (!q->geo.has_zero_flag) {
         return 0;
     }

@@ -84,7 +84,8 @@ struct qcow2 {
     struct image image; /* first: the two are cast into each other */
     struct world *world;
     struct disk *disk; /* the image file: metadata, and compressed clusters */
-    struct disk *data; /* where standard clusters of the guest lie: `disk`, or one of its own */
+    /* Where standard clusters of the guest lie: `disk`, or an external data file. Owned. */
+    struct disk *data;
     struct header header;
     /*
      * header.geo, one step nearer. While the disk is resized its size is the one that the tables

@@ -39,6 +39,9 @@ struct geometry {
     uint64_t subcluster_bytes;
     uint32_t subclusters; /* 32 with extended L2, else 1 */
     uint64_t size_bytes;  /* the guest's disk */
+    /* Set by who reads or makes a header; geometry_init() leaves them false. */
+    bool data_file;     /* guest clusters lie in a file of their own, each at its guest offset */
+    bool data_file_raw; /* and that file is the guest's disk, whatever L2 entries say of it */
 };
 
 /* Parameters must have been validated (header.h). */

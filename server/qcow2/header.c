@@ -144,6 +144,9 @@ static int take_size(struct reader *reader, uint64_t size_bytes, uint32_t refcou
     }
     geometry_init(&header->geo, cluster_bits, extended_l2, header->version, refcount_order,
                   size_bytes);
+    header->geo.data_file = header->incompatible & QCOW2_INCOMPAT_DATA_FILE;
+    header->geo.data_file_raw =
+        header->geo.data_file && (header->autoclear & QCOW2_AUTOCLEAR_RAW_DATA_FILE);
     uint64_t l1_entries = l1_entries_needed(&header->geo);
     if (l1_entries > LIMIT_L1_BYTES / sizeof(be64_t)) {
         return refuse_number(reader, EINVAL, "size", size_bytes,
@@ -689,6 +692,38 @@ static bool can_inflate(uint8_t compression)
 #endif
 }
 
+/* Section "Header", incompatible feature bit 2 and autoclear feature bit 1. */
+static int admit_data_file(const struct header *header, const char *path, struct errtext *err)
+{
+    bool raw = header->autoclear & QCOW2_AUTOCLEAR_RAW_DATA_FILE;
+
+    if (!header->geo.data_file) {
+        return raw ? err_set(err, EINVAL,
+                             "%s: autoclear feature bit 1 (raw external data) is set: allowed is 0 "
+                             "without an external data file",
+                             path)
+                   : 0;
+    }
+    if (!header->data_file_name) {
+        return err_set(err, EINVAL,
+                       "%s: the image has an external data file, but header extension 0x%08x, "
+                       "which names it, is missing",
+                       path, QCOW2_EXT_DATA_FILE);
+    }
+    if (header->snapshot_count > 0) {
+        return err_set(err, EINVAL,
+                       "%s: nb_snapshots is %" PRIu32 ": allowed is 0 with an external data file",
+                       path, header->snapshot_count);
+    }
+    if (raw && header->backing_name) {
+        return err_set(err, EINVAL,
+                       "%s: autoclear feature bit 1 (raw external data) is set: allowed is 0 with "
+                       "a backing file",
+                       path);
+    }
+    return 0;
+}
+
 int header_admit(const struct header *header, enum header_purpose purpose, const char *path,
                  struct errtext *err)
 {
@@ -708,9 +743,9 @@ int header_admit(const struct header *header, enum header_purpose purpose, const
                        "%s: crypt_method is %" PRIu32 ": allowed is 0 (not encrypted)", path,
                        header->crypt_method);
     }
-    if (header->incompatible & QCOW2_INCOMPAT_DATA_FILE) {
-        return err_set(err, ENOTSUP, "%s: the image has an external data file: not supported",
-                       path);
+    int ret = admit_data_file(header, path, err);
+    if (ret < 0) {
+        return ret;
     }
     if (!can_inflate(header->compression)) {
         return err_set(err, ENOTSUP,

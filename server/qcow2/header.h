@@ -75,7 +75,8 @@ void header_free(struct header *header);
 /*
  * Whether an image may be used for this purpose. Unknown incompatible features are refused by the
  * name that the image's feature name table gives them (co_header_read keeps the table's answer in
- * header->unknown_feature). Encryption and external data files: -ENOTSUP for reading and writing.
+ * header->unknown_feature). Encryption: -ENOTSUP for reading and writing. An external data file
+ * without a name, with snapshots, or raw and with a backing file: -EINVAL for reading and writing.
  * Persistent bitmaps (autoclear bit 0): -ENOTSUP for writing. Corrupt bit: -EIO for writing, says
  * to run `qcowd check --repair all`. zstd without libzstd built in: -ENOTSUP. Info and check see
  * everything but unknown incompatible features (check) or all (info). Does not suspend.

@@ -279,6 +279,7 @@ static void text_features(const struct header *header, FILE *out)
     }
     if (header->incompatible & QCOW2_INCOMPAT_DATA_FILE) {
         put_named_text(out, "data file", header->data_file_name ? header->data_file_name : "?");
+        fprintf(out, "data file raw: %s\n", yes_no(header->geo.data_file_raw));
     }
     if (header->incompatible & ~(uint64_t)QCOW2_INCOMPAT_KNOWN) {
         put_named_text(out, "unknown incompatible feature", header->unknown_feature);
@@ -376,6 +377,9 @@ static void json_features(const struct header *header, const struct bitmap_facts
     if (header->data_file_name) {
         fputs(",\n            \"data-file\": ", out);
         put_json_string(out, header->data_file_name, strlen(header->data_file_name));
+    }
+    if (header->incompatible & QCOW2_INCOMPAT_DATA_FILE) {
+        fprintf(out, ",\n            \"data-file-raw\": %s", json_bool(header->geo.data_file_raw));
     }
     if (bitmaps) {
         json_bitmaps(header, bitmaps, out);

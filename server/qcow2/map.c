@@ -48,6 +48,9 @@ static int check_compressed(struct qcow2 *q, guest_off guest, struct l2_entry en
     uint64_t len_bytes;
 
     compressed_place(&q->geo, entry.descriptor, &start, &len_bytes);
+    if (q->geo.data_file) {
+        return bad_entry(q, guest, entry, "with an external data file nothing is compressed");
+    }
     if (entry.descriptor & QCOW2_COPIED) {
         return bad_entry(q, guest, entry, "a compressed cluster must not have COPIED set");
     }
@@ -60,6 +63,26 @@ static int check_compressed(struct qcow2 *q, guest_off guest, struct l2_entry en
     return 0;
 }
 
+/* Where a standard entry leads. */
+static int check_place(struct qcow2 *q, guest_off guest, struct l2_entry entry)
+{
+    host_off host = l2_entry_host(entry);
+
+    if (q->geo.data_file) {
+        return host.bytes == round_down_to(guest.bytes, q->geo.cluster_bytes)
+                   ? 0
+                   : bad_entry(q, guest, entry,
+                               "with an external data file a cluster lies at its guest offset");
+    }
+    if (!host_is_aligned(&q->geo, host)) {
+        return bad_entry(q, guest, entry, "a cluster must start at a multiple of the cluster size");
+    }
+    if (host.bytes >= engine_host_end(q)) {
+        return bad_entry(q, guest, entry, "a cluster must lie inside the file");
+    }
+    return 0;
+}
+
 int map_entry_class(struct qcow2 *q, guest_off guest, struct l2_entry entry,
                     enum entry_class *entry_class)
 {
@@ -67,16 +90,14 @@ int map_entry_class(struct qcow2 *q, guest_off guest, struct l2_entry entry,
         *entry_class = ENTRY_COMPRESSED;
         return check_compressed(q, guest, entry);
     }
-    host_off host = l2_entry_host(entry);
-    *entry_class = host.bytes != 0 ? ENTRY_STANDARD : ENTRY_EMPTY;
+    bool has_host = l2_entry_has_host(&q->geo, entry);
+    *entry_class = has_host ? ENTRY_STANDARD : ENTRY_EMPTY;
     if (entry.descriptor & QCOW2_L2_RESERVED) {
         return bad_entry(q, guest, entry, "reserved bits must be zero");
     }
-    if (!host_is_aligned(&q->geo, host)) {
-        return bad_entry(q, guest, entry, "a cluster must start at a multiple of the cluster size");
-    }
-    if (host.bytes >= engine_host_end(q)) {
-        return bad_entry(q, guest, entry, "a cluster must lie inside the file");
+    int ret = has_host ? check_place(q, guest, entry) : 0;
+    if (ret < 0) {
+        return ret;
     }
     if ((entry.descriptor & QCOW2_ZERO) && (q->geo.extended_l2 || !q->geo.has_zero_flag)) {
         return bad_entry(q, guest, entry, "bit 0 must be zero in this version of the format");
@@ -85,7 +106,7 @@ int map_entry_class(struct qcow2 *q, guest_off guest, struct l2_entry entry,
         if ((entry.bitmap >> 32) & entry.bitmap & SUBCLUSTERS_ALL) {
             return bad_entry(q, guest, entry, "a subcluster is allocated or zero, not both");
         }
-        if (host.bytes == 0 && (entry.bitmap & SUBCLUSTERS_ALL)) {
+        if (!has_host && (entry.bitmap & SUBCLUSTERS_ALL)) {
             return bad_entry(q, guest, entry, "an allocated subcluster needs a cluster");
         }
     }
@@ -122,6 +143,16 @@ static uint32_t same_subclusters(const struct geometry *geo, struct l2_entry ent
     return end - subcluster;
 }
 
+/* Where the cluster of `guest` (its start) stands. */
+static void place_of(const struct geometry *geo, guest_off guest, struct l2_entry entry,
+                     struct mapping *mapping)
+{
+    mapping->named = l2_entry_has_host(geo, entry);
+    mapping->has_host = geo->data_file || mapping->named;
+    mapping->copied = geo->data_file || (entry.descriptor & QCOW2_COPIED) != 0;
+    mapping->host = geo->data_file ? (host_off){guest.bytes} : l2_entry_host(entry);
+}
+
 /* Extends *mapping by the cluster behind it, if that goes on in the same way; false when not. */
 static bool extend_mapping(struct qcow2 *q, const uint8_t *bytes, uint32_t index, guest_off guest,
                            struct mapping *mapping)
@@ -129,10 +160,11 @@ static bool extend_mapping(struct qcow2 *q, const uint8_t *bytes, uint32_t index
     struct l2_entry entry = l2_entry_get(&q->geo, bytes, index);
     enum entry_class entry_class;
 
-    bool has_host = l2_entry_host(entry).bytes != 0;
-    if ((entry.descriptor & QCOW2_COMPRESSED) || has_host != mapping->has_host ||
-        ((entry.descriptor & QCOW2_COPIED) != 0) != mapping->copied ||
-        (has_host && l2_entry_host(entry).bytes != mapping->host.bytes + mapping->len)) {
+    struct mapping next;
+    place_of(&q->geo, guest, entry, &next);
+    if ((entry.descriptor & QCOW2_COMPRESSED) || next.named != mapping->named ||
+        next.copied != mapping->copied ||
+        (next.has_host && next.host.bytes != mapping->host.bytes + mapping->len)) {
         return false;
     }
     if (map_entry_class(q, guest, entry, &entry_class) < 0 ||
@@ -160,13 +192,12 @@ static int map_in_slice(struct qcow2 *q, const uint8_t *bytes, uint32_t index, g
     uint32_t same = same_subclusters(geo, entry, entry_class, subcluster);
     *mapping = (struct mapping){
         .kind = kind_of(geo, entry, entry_class, subcluster),
-        .has_host = entry_class == ENTRY_STANDARD,
-        .copied = (entry.descriptor & QCOW2_COPIED) != 0,
         .len = ((uint64_t)(subcluster + same) << geo->subcluster_bits) - in_cluster,
         .descriptor = entry.descriptor,
     };
-    if (mapping->has_host) {
-        mapping->host.bytes = l2_entry_host(entry).bytes + in_cluster;
+    if (entry_class != ENTRY_COMPRESSED) {
+        place_of(geo, (guest_off){guest.bytes - in_cluster}, entry, mapping);
+        mapping->host.bytes += in_cluster;
     }
     bool to_cluster_end = subcluster + same == geo->subclusters;
     while (to_cluster_end && mapping->kind != MAPPING_COMPRESSED && mapping->len < max_len &&
@@ -194,6 +225,7 @@ int co_map(struct qcow2 *q, guest_off guest, uint64_t max_len, struct mapping *m
     uint64_t l1_entry = q->l1.entries[l1];
     if ((l1_entry & QCOW2_L1_OFFSET) == 0) {
         *mapping = (struct mapping){.kind = MAPPING_UNALLOCATED, .len = max_len};
+        place_of(&q->geo, guest, (struct l2_entry){0, 0}, mapping);
         return 0;
     }
     struct slice *slice;
@@ -370,6 +402,9 @@ static void retire(struct qcow2 *q, uint64_t first, uint64_t count)
 
 void map_retire_entry(struct qcow2 *q, struct l2_entry entry)
 {
+    if (q->geo.data_file) {
+        return; /* O3: not counted, and never anybody else's */
+    }
     if (entry.descriptor & QCOW2_COMPRESSED) {
         host_off start;
         uint64_t len_bytes;

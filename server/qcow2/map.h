@@ -24,11 +24,13 @@ enum mapping_kind {
 /* What stands at one guest offset, for `len` bytes on from there. */
 struct mapping {
     enum mapping_kind kind;
-    bool has_host; /* a host cluster stands behind it: always with DATA, perhaps with the first two
-                    */
-    bool copied;   /* and it is ours alone: may be written in place */
-    uint64_t len;  /* contiguous in the file where has_host */
-    host_off host; /* of the byte asked for, when has_host */
+    /* A host cluster stands behind it: always with DATA, perhaps with the first two. In an external
+     * data file every guest cluster has its place, and nobody else can have it. */
+    bool has_host;
+    bool named;          /* the entry names it, so its space may be taken */
+    bool copied;         /* and it is ours alone: may be written in place */
+    uint64_t len;        /* contiguous in the file where has_host */
+    host_off host;       /* of the byte asked for, when has_host */
     uint64_t descriptor; /* of the cluster, when compressed */
 };
 
@@ -71,6 +73,23 @@ static inline host_off l2_entry_host(struct l2_entry entry)
 }
 
 /*
+ * Whether a standard entry names a host cluster. In an external data file the first one lies at 0,
+ * and COPIED alone says so: section "Standard Cluster Descriptor".
+ */
+static inline bool l2_entry_has_host(const struct geometry *geo, struct l2_entry entry)
+{
+    uint64_t mask = geo->data_file ? QCOW2_L2_OFFSET | QCOW2_COPIED : QCOW2_L2_OFFSET;
+    return (entry.descriptor & mask) != 0;
+}
+
+/* Whether it is ours alone. Nobody shares a place in a data file, even where COPIED is missing. */
+static inline bool l2_entry_is_own(const struct geometry *geo, struct l2_entry entry)
+{
+    return !(entry.descriptor & QCOW2_COMPRESSED) && l2_entry_has_host(geo, entry) &&
+           (geo->data_file || (entry.descriptor & QCOW2_COPIED));
+}
+
+/*
  * Makes sure that the L2 table for `guest` exists and is ours alone: allocates one, or copies one
  * that a snapshot shares. Nothing on disk refers to it before the next commit. -ENOSPC, -EIO,
  * -ENOMEM. May suspend.
@@ -100,7 +119,8 @@ bool map_has_table(const struct qcow2 *q, guest_off guest);
  */
 int co_map_drop_table(struct qcow2 *q, guest_off start);
 
-/* Puts what an entry that is being replaced holds into the quarantine: call in the same step. */
+/* Puts what an entry that is being replaced holds into the quarantine: call in the same step. With
+ * an external data file there is nothing to put there. */
 void map_retire_entry(struct qcow2 *q, struct l2_entry entry);
 
 #endif

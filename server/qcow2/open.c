@@ -19,6 +19,7 @@
 #include "qcow2/chain.h"
 #include "qcow2/check.h"
 #include "qcow2/commit.h"
+#include "qcow2/data_file.h"
 #include "qcow2/discard.h"
 #include "qcow2/engine.h"
 #include "qcow2/json_name.h"
@@ -510,16 +511,11 @@ static int co_open_layer(struct world *world, const char *path,
     return 0;
 }
 
-static bool same_file(const struct disk *a, const struct disk *b)
-{
-    return a->file_id[0] == b->file_id[0] && a->file_id[1] == b->file_id[1];
-}
-
 /* A chain that comes back to itself would be read for ever. */
 static int check_no_loop(const struct qcow2 *top, const struct qcow2 *fresh, struct errtext *err)
 {
     for (const struct qcow2 *layer = top; layer; layer = layer->backing) {
-        if (same_file(layer->disk, fresh->disk)) {
+        if (disk_is_same(layer->disk, fresh->disk)) {
             return err_set(err, ELOOP, "%s: the backing chain of %s comes back to this file",
                            fresh->path, top->path);
         }
@@ -666,10 +662,12 @@ static void share_cache(struct qcow2 *top)
 /* Statement of the format: who writes without keeping an autoclear feature clears its bit first. */
 static int co_clear_autoclear(struct qcow2 *q, struct errtext *err)
 {
-    if (q->image.read_only || q->header.autoclear == 0) {
+    uint64_t kept = q->header.autoclear & QCOW2_AUTOCLEAR_RAW_DATA_FILE;
+
+    if (q->image.read_only || q->header.autoclear == kept) {
         return 0;
     }
-    int ret = co_header_set_features(q->disk, &q->header, q->header.incompatible, 0);
+    int ret = co_header_set_features(q->disk, &q->header, q->header.incompatible, kept);
     if (ret == 0) {
         ret = co_disk_flush(q->disk);
     }
@@ -695,6 +693,9 @@ int co_qcow2_open(struct world *world, const char *path, const struct qcow2_open
         return ret;
     }
     ret = co_open_chain(q, err);
+    if (ret == 0) {
+        ret = co_open_data_files(q, err);
+    }
     if (ret == 0) {
         ret = co_clear_autoclear(q, err);
     }

@@ -11,6 +11,7 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "qcow2/qcow2.h"
+#include "qcow2/raw.h"
 
 #define PREFERRED_BYTES 4096U
 
@@ -110,10 +111,8 @@ static int co_raw_trim(struct image *image, uint64_t offset, uint64_t len, unsig
     return co_raw_zero(image, offset, len, flags & IMAGE_FUA);
 }
 
-static int co_raw_extents(struct image *image, uint64_t offset, uint64_t len,
-                          struct extent_list *list)
+int co_raw_file_extents(struct disk *disk, uint64_t offset, uint64_t len, struct extent_list *list)
 {
-    struct raw_image *raw = raw_of(image);
     uint64_t end = offset + len;
 
     assert(list->capacity > 0 && len > 0);
@@ -121,7 +120,7 @@ static int co_raw_extents(struct image *image, uint64_t offset, uint64_t len,
     while (offset < end) {
         bool is_hole;
         uint64_t run_end;
-        int ret = raw->disk->ops->co_next_extent(raw->disk, offset, &is_hole, &run_end);
+        int ret = disk->ops->co_next_extent(disk, offset, &is_hole, &run_end);
         if (ret < 0) {
             return ret;
         }
@@ -143,6 +142,17 @@ static int co_raw_extents(struct image *image, uint64_t offset, uint64_t len,
         offset = run_end;
     }
     return 0;
+}
+
+static int co_raw_extents(struct image *image, uint64_t offset, uint64_t len,
+                          struct extent_list *list)
+{
+    return co_raw_file_extents(raw_of(image)->disk, offset, len, list);
+}
+
+struct disk *raw_image_disk(struct image *image)
+{
+    return raw_of(image)->disk;
 }
 
 static int co_raw_close(struct image *image, struct errtext *err)

@@ -15,8 +15,15 @@
 #include "qcow2/compress.h"
 #include "qcow2/engine.h"
 #include "qcow2/map.h"
+#include "qcow2/raw.h"
 
-enum found_kind { FOUND_ZERO, FOUND_DATA, FOUND_COMPRESSED, FOUND_RAW };
+enum found_kind {
+    FOUND_ZERO,
+    FOUND_DATA,
+    FOUND_RAW_DATA, /* in a raw data file, which knows its own holes */
+    FOUND_COMPRESSED,
+    FOUND_RAW, /* in a raw backing file, which does, too */
+};
 
 /* Who answers for a guest offset. */
 struct found {
@@ -40,12 +47,29 @@ bool backing_covers(const struct qcow2 *q, guest_off guest)
     return guest.bytes < backing_bytes(q);
 }
 
+/* A raw data file is read as it is, without a look at the entries. */
+static void found_in_raw_data(struct qcow2 *layer, guest_off guest, uint64_t len, uint32_t depth,
+                              struct found *found)
+{
+    *found = (struct found){
+        .kind = FOUND_RAW_DATA,
+        .layer = layer,
+        .len = len,
+        .mapping = {.kind = MAPPING_DATA, .host = {guest.bytes}},
+        .depth = depth,
+    };
+}
+
 static int co_resolve(struct qcow2 *top, guest_off guest, uint64_t max_len, struct found *found)
 {
     struct qcow2 *layer = top;
     uint32_t depth = 1;
 
     for (;;) {
+        if (layer->geo.data_file_raw) {
+            found_in_raw_data(layer, guest, max_len, depth, found);
+            return 0;
+        }
         int ret = co_map(layer, guest, max_len, &found->mapping);
         if (ret < 0) {
             return ret;
@@ -194,6 +218,7 @@ static int co_read_found(const struct found *found, guest_off guest, uint8_t *bu
         }
         return 0;
     case FOUND_DATA:
+    case FOUND_RAW_DATA:
         return co_disk_read(layer->data, found->mapping.host.bytes, buf, len);
     case FOUND_COMPRESSED:
         return co_read_compressed(layer, found->mapping.descriptor,
@@ -250,14 +275,28 @@ int co_read_for_copy(struct qcow2 *q, guest_off guest, void *buf, size_t len)
     return inside > 0 ? co_read_range(q, guest, buf, inside, NULL) : 0;
 }
 
+static bool knows_holes(const struct found *found)
+{
+    return found->kind == FOUND_RAW || found->kind == FOUND_RAW_DATA;
+}
+
+/* Data and holes of a raw file, from `guest` on. */
+static int co_raw_extents_of(const struct found *found, guest_off guest, struct extent_list *list)
+{
+    if (found->kind == FOUND_RAW_DATA) {
+        return co_raw_file_extents(found->layer->data, guest.bytes, found->len, list);
+    }
+    struct image *image = found->layer->backing_raw;
+    return image->ops->co_extents(image, guest.bytes, found->len, list);
+}
+
 /* How far from `guest` on a raw file reads as zeroes, as its holes tell: *len is cut to that. */
 static int co_raw_reads_zero(const struct found *found, guest_off guest, bool *zero, uint64_t *len)
 {
     struct extent extent;
     struct extent_list list = {&extent, 1, 0};
-    struct image *image = found->layer->backing_raw;
 
-    int ret = image->ops->co_extents(image, guest.bytes, found->len, &list);
+    int ret = co_raw_extents_of(found, guest, &list);
     if (ret < 0) {
         return ret;
     }
@@ -278,7 +317,7 @@ static int co_range_reads_zero(struct qcow2 *q, guest_off guest, uint64_t len, b
             return ret;
         }
         *zero = found.kind == FOUND_ZERO;
-        if (ask_raw && found.kind == FOUND_RAW) {
+        if (ask_raw && knows_holes(&found)) {
             ret = co_raw_reads_zero(&found, guest, zero, &found.len);
             if (ret < 0) {
                 return ret;
@@ -316,18 +355,17 @@ static bool add_extent(struct extent_list *list, uint64_t len, uint32_t flags, u
     return true;
 }
 
-/* A raw backing file knows its own holes. */
+/* A raw file knows its own holes; to write there needs space of it if it is the one written to. */
 static int co_add_raw_extents(const struct found *found, guest_off guest, struct extent_list *list,
                               bool *full)
 {
     struct extent extents[16];
     struct extent_list raw = {extents, ARRAY_LEN(extents), 0};
-    struct image *image = found->layer->backing_raw;
+    uint32_t kept = found->depth == 1 ? EXTENT_ZERO | EXTENT_HOLE : EXTENT_ZERO;
 
-    int ret = image->ops->co_extents(image, guest.bytes, found->len, &raw);
+    int ret = co_raw_extents_of(found, guest, &raw);
     for (unsigned i = 0; ret == 0 && i < raw.count && !*full; i++) {
-        *full = !add_extent(list, extents[i].len, extents[i].flags & ~(uint32_t)EXTENT_HOLE,
-                            found->depth);
+        *full = !add_extent(list, extents[i].len, extents[i].flags & kept, found->depth);
     }
     return ret;
 }
@@ -341,7 +379,7 @@ static int co_add_extents(struct qcow2 *q, guest_off guest, uint64_t len, struct
         return ret;
     }
     *described = found.len;
-    if (found.kind == FOUND_RAW) {
+    if (knows_holes(&found)) {
         uint64_t before = 0, after = 0;
         for (unsigned i = 0; i < list->count; i++) {
             before += list->extents[i].len;
@@ -356,7 +394,7 @@ static int co_add_extents(struct qcow2 *q, guest_off guest, uint64_t len, struct
     uint32_t flags = 0;
     if (found.kind == FOUND_ZERO) {
         /* Writing where this image has its own cluster needs no space. */
-        bool own = found.layer == q && found.mapping.has_host && found.mapping.copied;
+        bool own = found.layer == q && found.mapping.named && found.mapping.copied;
         flags = EXTENT_ZERO | (own ? 0 : EXTENT_HOLE);
     }
     *full = !add_extent(list, found.len, flags, found.depth);

@@ -4,6 +4,9 @@
  *            through -> commit -> header -> the new size for all
  *   shrink   hold what goes -> header -> drop it -> commit
  *
+ * An external data file gets the disk's size, too: before the header when it grows, after it when
+ * it shrinks, so that it is never shorter than the disk.
+ *
  * Beyond the end there may be entries: of a virtual machine's state, or of a shrink that a crash
  * ended. Nobody reads them there, and they are counted like all others.
  */
@@ -225,7 +228,27 @@ static guest_off end_of_show_through(const struct qcow2 *q, uint64_t old_bytes, 
 {
     uint64_t end = round_up_to(old_bytes, q->geo.cluster_bytes);
     end = MAX_OF(end, backing_bytes(q));
+    if (q->geo.data_file_raw) {
+        end = MAX_OF(end, q->data->size_bytes); /* read without a look at entries */
+    }
     return (guest_off){MIN_OF(end, size_bytes)};
+}
+
+/* What is new of the file reads as zeroes. A device has the size that it has. */
+static int co_grow_data_file(struct qcow2 *q, uint64_t size_bytes)
+{
+    if (!q->geo.data_file || q->data->size_bytes >= size_bytes) {
+        return 0;
+    }
+    return q->data->is_block_device ? -ENOSPC : q->data->ops->co_truncate(q->data, size_bytes);
+}
+
+static int co_shrink_data_file(struct qcow2 *q, uint64_t size_bytes)
+{
+    if (!q->geo.data_file || q->data->is_block_device || q->data->size_bytes <= size_bytes) {
+        return 0;
+    }
+    return q->data->ops->co_truncate(q->data, size_bytes);
 }
 
 static int co_prepare_growth(struct qcow2 *q, uint64_t old_bytes, uint64_t size_bytes)
@@ -251,6 +274,9 @@ static int co_prepare_growth(struct qcow2 *q, uint64_t old_bytes, uint64_t size_
     if (ret == 0 && old_bytes < end.bytes) {
         ret = co_zero_grown(q, (guest_off){old_bytes}, end);
     }
+    if (ret == 0) {
+        ret = co_grow_data_file(q, size_bytes);
+    }
     return ret < 0 ? ret : co_commit(q); /* O1, O2: before the size that shows it */
 }
 
@@ -263,7 +289,8 @@ static int co_grow(struct qcow2 *q, uint64_t size_bytes, struct errtext *err)
     }
     if (ret < 0) {
         q->geo.size_bytes = old_bytes;
-        if (!q->failed && co_drop_beyond(q, (guest_off){old_bytes}, (guest_off){size_bytes}) < 0) {
+        if (!q->failed && (co_drop_beyond(q, (guest_off){old_bytes}, (guest_off){size_bytes}) < 0 ||
+                           co_shrink_data_file(q, old_bytes) < 0)) {
             log_warning("%s: what was written beyond the end keeps its space", q->path);
         }
         return err_set(err, -ret, "%s: cannot grow to %" PRIu64 " bytes: %s", q->path, size_bytes,
@@ -286,6 +313,9 @@ static int co_shrink_held(struct qcow2 *q, uint64_t size_bytes, struct errtext *
     q->image.size_bytes = size_bytes;
     q->geo.size_bytes = size_bytes;
     ret = co_drop_beyond(q, (guest_off){size_bytes}, (guest_off){old_bytes});
+    if (ret == 0) {
+        ret = co_shrink_data_file(q, size_bytes);
+    }
     if (ret < 0) {
         return err_set(err, -ret,
                        "%s: has %" PRIu64 " bytes now, but the space of those beyond was not all "

@@ -20,6 +20,8 @@
  * allocated. What is beyond a new end is given back. Snapshots keep their size and their bytes, and
  * the state of a virtual machine beyond the old end stays unless the disk grows over it.
  *
+ * An external data file gets the same size; a block device must have it already (-ENOSPC).
+ *
  * Requests may run meanwhile; when the disk shrinks, none beyond the new end may run or come.
  * -EINVAL, -EROFS; -EFBIG (what an L1 table can describe); -ENOTSUP (snapshots that do not say how
  * large the disk was); -ENOSPC, -EIO, -ENOMEM. The size is the old one then, but if the disk

@@ -38,7 +38,8 @@ START_TEST(resolves)
 {
     char *path = NULL;
     struct errtext err;
-    ck_assert_int_eq(plain_path_resolve(resolved[_i].image, resolved[_i].name, &path, &err), 0);
+    ck_assert_int_eq(
+        plain_path_resolve("backing file", resolved[_i].image, resolved[_i].name, &path, &err), 0);
     ck_assert_str_eq(path, resolved[_i].path);
     free(path);
 }
@@ -64,7 +65,7 @@ START_TEST(refuses)
 {
     struct errtext err = {""};
     char *path = NULL;
-    int ret = plain_path_resolve("dir/disk.qcow2", refused[_i], &path, &err);
+    int ret = plain_path_resolve("backing file", "dir/disk.qcow2", refused[_i], &path, &err);
     ck_assert_int_eq(ret, -EINVAL);
     ck_assert_ptr_null(path);
     ck_assert_ptr_nonnull(strstr(err.text, "dir/disk.qcow2: backing file"));

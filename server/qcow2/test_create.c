@@ -117,6 +117,10 @@ START_TEST(options_are_parsed)
     ck_assert_uint_eq(options.compression, QCOW2_COMPRESSION_ZSTD);
     ck_assert_int_eq(parse("backing_fmt=raw"), 0);
     ck_assert_str_eq(options.backing_format, "raw");
+    ck_assert_int_eq(parse("data_file=disk.data"), 0);
+    ck_assert_str_eq(options.data_file_name, "disk.data");
+    ck_assert_int_eq(parse("data_file_raw=on"), 0);
+    ck_assert(options.data_file_raw);
     ck_assert_int_eq(parse("backing_file=a=b"), 0);
     ck_assert_str_eq(options.backing_name, "a=b");
 }
@@ -135,6 +139,8 @@ START_TEST(bad_options_are_named)
         {"compression_type=lz4\x01", "lz4\\x01"},
         {"backing_fmt=vmdk", "qcow2 or raw"},
         {"backing_file=", "the name of a file"},
+        {"data_file=", "the name of a file"},
+        {"data_file_raw=maybe", "on or off"},
         {"preallocation=full", "\"preallocation\" is unknown"},
         {"siz=1", "known are size"},
         {"=1", "unknown"},
@@ -169,6 +175,18 @@ START_TEST(bad_combinations_are_refused)
     options.version = 2;
     options.compression = QCOW2_COMPRESSION_ZSTD;
     expect_refused("compression_type");
+    options.version = 2;
+    options.data_file_name = "disk.data";
+    expect_refused("data_file needs compat 1.1");
+    options.data_file_raw = true;
+    expect_refused("data_file_raw is given without a data_file");
+    options.data_file_raw = true;
+    options.data_file_name = "disk.data";
+    options.backing_name = "base";
+    options.backing_format = "raw";
+    expect_refused("data_file_raw and backing_file exclude each other");
+    options.data_file_name = "nbd:server";
+    expect_refused("data file \"nbd:server\" names a protocol");
     options.version = 4;
     expect_refused("version 4");
     options.cluster_bytes = 256;

@@ -305,16 +305,51 @@ START_TEST(admission)
     ck_assert_int_eq(header_admit(&header, HEADER_FOR_READING, image_path, &err), -ENOTSUP);
     header_free(&header);
     put(AT(crypt_method), 4, 0);
-    put(AT(incompatible_features), 8, QCOW2_INCOMPAT_DATA_FILE);
-    ck_assert_int_eq(read_header(&header), 0);
-    ck_assert_int_eq(header_admit(&header, HEADER_FOR_READING, image_path, &err), -ENOTSUP);
-    header_free(&header);
     put(AT(incompatible_features), 8, QCOW2_INCOMPAT_CORRUPT);
     ck_assert_int_eq(read_header(&header), 0);
     ck_assert_int_eq(header_admit(&header, HEADER_FOR_READING, image_path, &err), 0);
     ck_assert_int_eq(header_admit(&header, HEADER_FOR_WRITING, image_path, &err), -EIO);
     ck_assert_ptr_nonnull(strstr(err.text, "--repair all"));
     header_free(&header);
+}
+END_TEST
+
+/* Reads the header, and demands that it is admitted for reading, or not, with this message. */
+static void admit_for_reading(int ret, const char *text)
+{
+    struct header header;
+    ck_assert_msg(read_header(&header) == 0, "%s", err.text);
+    ck_assert_int_eq(header_admit(&header, HEADER_FOR_CHECK, image_path, &err), 0);
+    ck_assert_int_eq(header_admit(&header, HEADER_FOR_READING, image_path, &err), ret);
+    ck_assert_msg(ret == 0 || strstr(err.text, text), "%s", err.text);
+    header_free(&header);
+}
+
+START_TEST(data_file_admission)
+{
+    struct header header;
+
+    put(AT(incompatible_features), 8, QCOW2_INCOMPAT_DATA_FILE);
+    admit_for_reading(-EINVAL, "extension 0x44415441, which names it, is missing");
+    put_extension(104, QCOW2_EXT_DATA_FILE, "data.raw", 8);
+    admit_for_reading(0, "");
+    ck_assert_int_eq(read_header(&header), 0);
+    ck_assert(header.geo.data_file && !header.geo.data_file_raw);
+    header_free(&header);
+    put(AT(autoclear_features), 8, QCOW2_AUTOCLEAR_RAW_DATA_FILE);
+    admit_for_reading(0, "");
+    ck_assert_int_eq(read_header(&header), 0);
+    ck_assert(header.geo.data_file && header.geo.data_file_raw);
+    header_free(&header);
+    put(AT(backing_file_offset), 8, 1000);
+    put(AT(backing_file_size), 4, 4);
+    memcpy(image.bytes + 1000, "base", 4);
+    admit_for_reading(-EINVAL, "autoclear feature bit 1 (raw external data) is set");
+    put(AT(autoclear_features), 8, 0);
+    admit_for_reading(0, "");
+    put(AT(incompatible_features), 8, 0);
+    put(AT(autoclear_features), 8, QCOW2_AUTOCLEAR_RAW_DATA_FILE);
+    admit_for_reading(-EINVAL, "allowed is 0 without an external data file");
 }
 END_TEST
 
@@ -475,6 +510,7 @@ int main(void)
     tcase_add_test(tcase, extensions);
     tcase_add_test(tcase, bitmaps);
     tcase_add_test(tcase, admission);
+    tcase_add_test(tcase, data_file_admission);
     tcase_add_test(tcase, snapshots);
     tcase_add_test(tcase, version_2);
     tcase_add_test(tcase, fields_change_in_place);

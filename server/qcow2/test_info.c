@@ -133,7 +133,7 @@ START_TEST(unusual_features)
     expect("corrupt: yes\n");
     expect("encryption: luks\n");
     expect("compression type: zstd\n");
-    expect("data file: data.raw\n");
+    expect("data file: data.raw\ndata file raw: no\n");
     expect("unknown incompatible feature: time travel\n");
     expect("backing file: base\nbacking file format: not named\n");
     ck_assert_int_eq(tell(INFO_JSON, 0), 0);
@@ -142,6 +142,7 @@ START_TEST(unusual_features)
     expect("\"encrypted\": true");
     expect("\"encrypt\": {\"format\": \"luks\"}");
     expect("\"data-file\": \"data.raw\"");
+    expect("\"data-file-raw\": false");
     expect("\"unknown-incompatible-feature\": \"time travel\"");
     expect_not("backing-filename-format");
 }

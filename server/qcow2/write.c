@@ -27,6 +27,9 @@ static bool in_place(const struct mapping *mapping)
 /* O10: guest bytes never land on metadata, whatever an L2 entry says. */
 static int check_not_metadata(struct qcow2 *q, host_off host, uint64_t len)
 {
+    if (q->geo.data_file) {
+        return 0;
+    }
     uint64_t first = host_cluster_index(&q->geo, host);
     uint64_t last = host_cluster_index(&q->geo, (host_off){host.bytes + len - 1});
     uint64_t hit = metamap_first_in(&q->metamap, first, last - first + 1);
@@ -172,7 +175,8 @@ static uint64_t subclusters_in(const struct geometry *geo, guest_off cluster, gu
 
 /*
  * Publishes a write into host clusters that are there already: the subclusters become allocated, a
- * zero flag goes. One step after the last wait.
+ * zero flag goes; an entry that did not name its place in a data file names it now. One step after
+ * the last wait.
  */
 static int co_publish_filled(struct qcow2 *q, guest_off start, guest_off end)
 {
@@ -185,6 +189,9 @@ static int co_publish_filled(struct qcow2 *q, guest_off start, guest_off end)
     for (guest_off at = {round_down_to(start.bytes, q->geo.cluster_bytes)}; at.bytes < end.bytes;
          at.bytes += q->geo.cluster_bytes) {
         struct l2_entry entry = l2_entry_get(&q->geo, slice->bytes, index);
+        if (q->geo.data_file) {
+            entry.descriptor = l2_descriptor((host_off){at.bytes});
+        }
         if (q->geo.extended_l2) {
             uint64_t bits = subclusters_in(&q->geo, at, start, end);
             entry.bitmap = (entry.bitmap | bits) & ~(bits << 32);
@@ -198,18 +205,37 @@ static int co_publish_filled(struct qcow2 *q, guest_off start, guest_off end)
 }
 
 /*
+ * The padding of a write where clusters of our own stand: up to the ends of its subclusters. What a
+ * data file held there before says nothing, so all of it is written; but it has no bytes behind the
+ * disk's end. In a raw data file the bytes around are the guest's already.
+ */
+static struct padding own_padding(const struct qcow2 *q, guest_off guest, size_t len)
+{
+    uint64_t unit = q->geo.subcluster_bytes;
+    guest_off end = {guest.bytes + len};
+
+    if (q->geo.data_file_raw) {
+        return (struct padding){.start = guest, .end = end};
+    }
+    struct padding padding = {
+        .start = {round_down_to(guest.bytes, unit)},
+        .end = {round_up_to(end.bytes, unit)},
+    };
+    if (q->geo.data_file) {
+        padding.end.bytes = MIN_OF(padding.end.bytes, q->geo.size_bytes);
+    }
+    return padding;
+}
+
+/*
  * Writes where clusters of our own stand, but the bytes around are not theirs: behind a zero flag,
- * or in subclusters not allocated yet. `mapping` starts at `guest`.
+ * in subclusters not allocated yet, or anywhere in a data file. `mapping` starts at `guest`.
  */
 static int co_write_into_own(struct qcow2 *q, guest_off guest, const uint8_t *buf,
                              const struct mapping *mapping)
 {
-    uint64_t unit = q->geo.subcluster_bytes;
     size_t len = (size_t)mapping->len;
-    struct padding padding = {
-        .start = {round_down_to(guest.bytes, unit)},
-        .end = {round_up_to(guest.bytes + len, unit)},
-    };
+    struct padding padding = own_padding(q, guest, len);
     host_off host = {mapping->host.bytes - (guest.bytes - padding.start.bytes)};
 
     int ret = check_not_metadata(q, host, padding.end.bytes - padding.start.bytes);

@@ -15,9 +15,13 @@ struct point_state {
 };
 
 static const char *const names[BREAK_POINTS] = {
-    [BREAK_IN_PLACE_WRITE] = "in-place-write",       [BREAK_DURING_COPY] = "during-copy",
-    [BREAK_BEFORE_DATA_WRITE] = "before-data-write", [BREAK_BEFORE_PUBLISH] = "before-publish",
-    [BREAK_BEFORE_DISCARD] = "before-discard",       [BREAK_BETWEEN_WAVES] = "between-waves",
+    [BREAK_IN_PLACE_WRITE] = "in-place-write",
+    [BREAK_DURING_COPY] = "during-copy",
+    [BREAK_BEFORE_DATA_WRITE] = "before-data-write",
+    [BREAK_BEFORE_PUBLISH] = "before-publish",
+    [BREAK_BEFORE_DISCARD] = "before-discard",
+    [BREAK_BEFORE_DATA_PUNCH] = "before-data-punch",
+    [BREAK_BETWEEN_WAVES] = "between-waves",
 };
 
 unsigned break_points_armed;

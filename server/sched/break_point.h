@@ -15,6 +15,7 @@ enum break_point {
     BREAK_BEFORE_DATA_WRITE, /* clusters allocated, about to write head + data + tail */
     BREAK_BEFORE_PUBLISH,    /* data written, mapping not changed yet */
     BREAK_BEFORE_DISCARD,    /* held, about to change the mapping to zero */
+    BREAK_BEFORE_DATA_PUNCH, /* held, mapping changed, about to punch the data file */
     BREAK_BETWEEN_WAVES,     /* counts durable, mappings not written yet */
     BREAK_POINTS
 };
