@@ -62,6 +62,8 @@ void control_init(struct control *control, struct loop *loop, struct world *worl
                   const struct control_host *host)
 {
     *control = (struct control){.host = *host};
+    /* Else Jansson would open /dev/urandom for its first object, in the sandbox. */
+    json_object_seed((size_t)world->ops->random64(world) | 1);
     doorway_init(&control->doorway, loop, world, co_take_client, control);
     list_init(&control->clients);
     group_init(&control->sessions);
