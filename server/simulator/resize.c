@@ -12,7 +12,7 @@
 #include "simulator/workload.h"
 
 /* One life in so many has a resize. */
-#define RESIZED_LIFE_EVERY 4U
+#define RESIZED_LIFE_EVERY 2U
 /* Larger disks would make runs long and find no more. */
 #define LARGEST_DISK_BYTES (16 * MIB)
 
@@ -26,9 +26,16 @@ static uint64_t draw_new_size(struct run *run, uint64_t old_bytes)
     uint64_t cluster = run->plan.create.cluster_bytes;
     uint64_t few = cluster * (1 + below(run, 4));
     uint64_t size;
-    switch (below(run, 4)) {
+    if (run->shrunk_from != 0 && below(run, 4) != 0) {
+        return run->shrunk_from; /* what was beyond must not come back */
+    }
+    switch (below(run, 5)) {
     case 0:
         size = old_bytes + few;
+        break;
+    case 4: /* within a cluster, or a little further */
+        size = old_bytes + 2 * cluster - below(run, 4 * cluster);
+        size = size > old_bytes + 2 * cluster || size == 0 ? old_bytes : size;
         break;
     case 1:
         size = old_bytes + below(run, 2 * old_bytes);
@@ -111,6 +118,9 @@ void resize_settle(struct run *run)
                  "%s",
                  size, resize->new_bytes, resize->old_bytes,
                  resize->done ? "; that was done when it was told so" : "");
+    }
+    if (size != resize->old_bytes) {
+        run->shrunk_from = size < resize->old_bytes ? resize->old_bytes : 0;
     }
     run->verify_all = resize->new_bytes != resize->old_bytes;
     if (size != oracle_bytes) {

@@ -74,6 +74,7 @@ struct run {
     struct plan plan;
     struct life life;
     struct resize resize;
+    uint64_t shrunk_from;   /* the larger size that the disk had last; 0: it has not shrunk since */
     bool verify_all;        /* the next time, and not what was touched alone */
     struct sim_rng network; /* what connections draw; others are not shifted by it */
     struct group clients;   /* of the workload */
