@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * oracle: drives any NBD server with overlapping requests on many connections, and checks every
- * byte that it reads against what some legal order of those requests allows. Exit status 0: clean;
- * 1: not, with each bad cell, what it should have shown and whose data it shows; 2: wrong usage.
+ * qcowd-load, the oracle: drives any NBD server with overlapping requests on many connections, and
+ * checks every byte that it reads against what some legal order of those requests allows. Exit
+ * status 0: clean; 1: not, with each bad cell, what it should have shown and whose data it shows;
+ * 2: wrong usage.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -18,6 +19,7 @@
 #include <unistd.h>
 
 #include "base/check.h"
+#include "base/junit.h"
 #include "oracle_load.h"
 #include "oracle_workloads.h"
 
@@ -25,8 +27,8 @@
 #define CONNECTIONS_MAX 64U
 
 static const char usage[] =
-    "usage: oracle [WORKLOAD] [OPTIONS] URI\n"
-    "       oracle [WORKLOAD] [OPTIONS] -- COMMAND [ARG]...\n"
+    "usage: qcowd-load [WORKLOAD] [OPTIONS] URI\n"
+    "       qcowd-load [WORKLOAD] [OPTIONS] -- COMMAND [ARG]...\n"
     "COMMAND serves NBD on the Unix socket {socket} (also $NBD_SOCKET), until SIGTERM, which must\n"
     "end it with status 0.\n"
     "workloads:\n"
@@ -54,13 +56,16 @@ static const char usage[] =
     "  --prefill yes|no         overwrite-discard writes each cluster first\n"
     "  --stall SECONDS          without a reply for this long the server hangs: 30\n"
     "  --reports N              bad cells and failures described: 20\n"
+    "  --junit FILE             the verdict in JUnit's XML\n"
+    "  --version\n"
     "sizes take K, M and G\n";
 
 struct arguments {
     workload_fn *workload;
     struct load_options load;
     struct workload_options work;
-    char **command; /* NULL: a URI was given */
+    char **command;    /* NULL: a URI was given */
+    const char *junit; /* NULL: no report is wanted */
 };
 
 /* --- options -------------------------------------------------------------------------------- */
@@ -83,7 +88,7 @@ static const char *const mix_names[MIX_KINDS] = {
 
 static _Noreturn void die_of_usage(const char *what, const char *value)
 {
-    fprintf(stderr, "oracle: %s: \"%s\"\n%s", what, value, usage);
+    fprintf(stderr, "qcowd-load: %s: \"%s\"\n%s", what, value, usage);
     exit(EXIT_USAGE);
 }
 
@@ -191,6 +196,8 @@ enum option_code {
     OPTION_PREFILL,
     OPTION_STALL,
     OPTION_REPORTS,
+    OPTION_JUNIT,
+    OPTION_VERSION,
     OPTION_HELP,
 };
 
@@ -212,6 +219,8 @@ static const struct option long_options[] = {
     {"prefill", required_argument, NULL, OPTION_PREFILL},
     {"stall", required_argument, NULL, OPTION_STALL},
     {"reports", required_argument, NULL, OPTION_REPORTS},
+    {"junit", required_argument, NULL, OPTION_JUNIT},
+    {"version", no_argument, NULL, OPTION_VERSION},
     {"help", no_argument, NULL, OPTION_HELP},
     {NULL, 0, NULL, 0},
 };
@@ -273,6 +282,12 @@ static void parse_option(int option, char *value, struct arguments *arguments)
     case OPTION_REPORTS:
         load->reports = (unsigned)parse_between(value, 0, 1000000);
         break;
+    case OPTION_JUNIT:
+        arguments->junit = value;
+        break;
+    case OPTION_VERSION:
+        puts("qcowd-load " QCOWD_VERSION);
+        exit(EXIT_SUCCESS);
     case OPTION_HELP:
         fputs(usage, stdout);
         exit(EXIT_SUCCESS);
@@ -367,9 +382,9 @@ static void wait_until_listening(const char *path)
 
 static bool server_start(struct server *server, char **command)
 {
-    strcpy(server->directory, "/tmp/oracle-XXXXXX");
+    strcpy(server->directory, "/tmp/qcowd-load-XXXXXX");
     if (mkdtemp(server->directory) == NULL) {
-        perror("oracle: /tmp/oracle-XXXXXX");
+        perror("qcowd-load: /tmp/qcowd-load-XXXXXX");
         return false;
     }
     snprintf(server->socket, sizeof(server->socket), "%s/socket", server->directory);
@@ -387,7 +402,7 @@ static bool server_start(struct server *server, char **command)
         _exit(127);
     }
     if (server->pid < 0) {
-        perror("oracle: fork");
+        perror("qcowd-load: fork");
         return false;
     }
     wait_until_listening(server->socket);
@@ -404,7 +419,7 @@ static bool server_stop(const struct server *server)
     ended_well = waitpid(server->pid, &status, 0) == server->pid && WIFEXITED(status) &&
                  WEXITSTATUS(status) == 0;
     if (!ended_well) {
-        fprintf(stderr, "oracle: the server ended with wait status 0x%x\n", (unsigned)status);
+        fprintf(stderr, "qcowd-load: the server ended with wait status 0x%x\n", (unsigned)status);
     }
     unlink(server->socket);
     rmdir(server->directory);
@@ -413,38 +428,67 @@ static bool server_stop(const struct server *server)
 
 /* --- main ----------------------------------------------------------------------------------- */
 
-static bool run(const struct arguments *arguments)
+static bool run(const struct arguments *arguments, FILE *report)
 {
     struct load *load = load_open(&arguments->load);
     bool clean;
 
     if (load == NULL) {
+        if (report) {
+            junit_case(report, "connect", 0, "the export cannot be used; standard error says why");
+        }
         return false;
     }
     clean = arguments->workload(load, &arguments->work);
-    clean = load_conclude(load) && clean;
+    clean = load_conclude(load, report) && clean;
     if (!clean) {
-        fprintf(stderr, "oracle: NOT CLEAN, seed %" PRIu64 "\n", arguments->work.seed);
+        fprintf(stderr, "qcowd-load: NOT CLEAN, seed %" PRIu64 "\n", arguments->work.seed);
     }
     load_close(load);
+    return clean;
+}
+
+static bool run_with_server(struct arguments *arguments, FILE *report)
+{
+    struct server server;
+    bool clean;
+
+    if (arguments->command == NULL) {
+        return run(arguments, report);
+    }
+    if (!server_start(&server, arguments->command)) {
+        return false;
+    }
+    arguments->load.uri = server.uri;
+    clean = run(arguments, report);
+    if (!server_stop(&server)) {
+        clean = false;
+        if (report) {
+            junit_case(report, "the server's end", 0, "not with status 0 after SIGTERM");
+        }
+    }
     return clean;
 }
 
 int main(int argc, char **argv)
 {
     struct arguments arguments;
-    struct server server;
+    FILE *report = NULL;
     bool clean;
 
     parse_arguments(argc, argv, &arguments);
-    if (arguments.command == NULL) {
-        return run(&arguments) ? EXIT_SUCCESS : EXIT_FAILURE;
+    if (arguments.junit) {
+        report = junit_begin(arguments.junit, "qcowd-load");
+        if (!report) {
+            perror(arguments.junit);
+            return EXIT_USAGE;
+        }
     }
-    if (!server_start(&server, arguments.command)) {
-        return EXIT_FAILURE;
+    clean = run_with_server(&arguments, report);
+    if (report && junit_end(report) < 0) {
+        fprintf(stderr, "qcowd-load: %s: not all of the report could be written\n",
+                arguments.junit);
+        clean = false;
     }
-    arguments.load.uri = server.uri;
-    clean = run(&arguments);
-    clean = server_stop(&server) && clean;
     return clean ? EXIT_SUCCESS : EXIT_FAILURE;
 }

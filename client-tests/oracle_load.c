@@ -17,6 +17,8 @@
 #include <time.h>
 
 #include "base/check.h"
+#include "base/junit.h"
+#include "latency.h"
 
 #define POISON           0xa5
 #define CELL_BYTES       512U
@@ -36,6 +38,7 @@ struct slot {
     uint64_t len;
     uint32_t flags;
     uint32_t mutation; /* number in the model */
+    uint64_t sent_ns;
     struct model_read read;
 };
 
@@ -53,6 +56,8 @@ struct load {
     bool dead;
     uint64_t replies;
     uint64_t sent[REQUEST_TYPE_COUNT];
+    struct latency latency[REQUEST_TYPE_COUNT];
+    uint64_t opened_ns;
     uint64_t refused_fast_zeroes;
     uint64_t failed;
     uint64_t bad_cells;
@@ -61,6 +66,14 @@ struct load {
 const struct load_options *load_settings(const struct load *load)
 {
     return &load->options;
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000U + (uint64_t)now.tv_nsec;
 }
 
 /* --- what the server offers ----------------------------------------------------------------- */
@@ -109,7 +122,7 @@ uint32_t load_offered_flags(const struct load *load, enum request_type type, uin
 
 static bool complain(const char *what)
 {
-    fprintf(stderr, "oracle: %s: %s\n", what, nbd_get_error());
+    fprintf(stderr, "qcowd-load: %s: %s\n", what, nbd_get_error());
     return false;
 }
 
@@ -147,7 +160,8 @@ static bool decide_region(struct load *load, uint32_t *cell_bytes)
         *cell_bytes = is_power_of_two(options->align) && options->align >= 8 ? options->align : 1;
     }
     if (options->region_offset % options->align != 0 || options->region_offset > (uint64_t)size) {
-        fprintf(stderr, "oracle: region offset %" PRIu64 " is past the end or not aligned to %u\n",
+        fprintf(stderr,
+                "qcowd-load: region offset %" PRIu64 " is past the end or not aligned to %u\n",
                 options->region_offset, options->align);
         return false;
     }
@@ -158,7 +172,8 @@ static bool decide_region(struct load *load, uint32_t *cell_bytes)
     if (options->region_len == 0 ||
         !range_inside(options->region_offset, options->region_len, (uint64_t)size) ||
         options->region_len > MODEL_BYTES_MOST || options->region_len / *cell_bytes > CELLS_MOST) {
-        fprintf(stderr, "oracle: region of %" PRIu64 " bytes: must be in the export, and small\n",
+        fprintf(stderr,
+                "qcowd-load: region of %" PRIu64 " bytes: must be in the export, and small\n",
                 options->region_len);
         return false;
     }
@@ -168,7 +183,7 @@ static bool decide_region(struct load *load, uint32_t *cell_bytes)
     }
     options->max_bytes -= options->max_bytes % options->align;
     if (options->max_bytes == 0) {
-        fprintf(stderr, "oracle: requests must be allowed %u bytes\n", options->align);
+        fprintf(stderr, "qcowd-load: requests must be allowed %u bytes\n", options->align);
         return false;
     }
     return true;
@@ -186,7 +201,7 @@ static bool read_initial(struct load *load, uint8_t **initial)
     }
     bytes = malloc(options->region_len);
     if (bytes == NULL) {
-        fputs("oracle: out of memory\n", stderr);
+        fputs("qcowd-load: out of memory\n", stderr);
         return false;
     }
     for (uint64_t at = 0; at < options->region_len; at += options->max_bytes) {
@@ -233,6 +248,7 @@ struct load *load_open(const struct load_options *options)
         return NULL;
     }
     load->options = *options;
+    load->opened_ns = now_ns();
     list_init(&load->busy);
     load->connections = calloc(options->connections, sizeof(load->connections[0]));
     if (load->connections == NULL) {
@@ -248,7 +264,7 @@ struct load *load_open(const struct load_options *options)
     load->model = model_create(load->options.region_offset, load->options.region_len, cell_bytes,
                                options->trim_is_hint, initial);
     if (load->model == NULL || !make_slots(load)) {
-        fputs("oracle: out of memory\n", stderr);
+        fputs("qcowd-load: out of memory\n", stderr);
         if (load->model == NULL) {
             free(initial);
         }
@@ -329,6 +345,7 @@ static int on_reply(void *arg, int *error)
     } else if (slot->type == REQUEST_READ) {
         model_read_abandon(&slot->read);
     }
+    latency_add(&load->latency[slot->type], now_ns() - slot->sent_ns);
     load->replies++;
     list_remove(&slot->link);
     list_push_back(&load->connections[slot->connection].free_slots, &slot->link);
@@ -342,7 +359,7 @@ static bool die(struct load *load, const char *what)
     unsigned shown = 0;
 
     load->dead = true;
-    fprintf(stderr, "oracle: %s; in flight, oldest first:\n", what);
+    fprintf(stderr, "qcowd-load: %s; in flight, oldest first:\n", what);
     list_for_each(link, &load->busy) {
         if (shown++ == load->options.reports) {
             break;
@@ -506,6 +523,7 @@ bool load_send(struct load *load, unsigned connection, enum request_type type, u
     tell_model(load, slot);
     list_push_back(&load->busy, &slot->link);
     load->sent[type]++;
+    slot->sent_ns = now_ns();
     if (send_slot(load->connections[connection].nbd, slot) < 0) {
         complain(type_names[type]);
         return die(load, "a request could not be sent");
@@ -535,8 +553,38 @@ bool load_verify(struct load *load)
     return load_wait_all(load);
 }
 
-bool load_conclude(const struct load *load)
+static double milliseconds(uint64_t ns)
 {
+    return (double)ns / 1e6;
+}
+
+static void report_verdict(const struct load *load, FILE *report)
+{
+    double seconds = (double)(now_ns() - load->opened_ns) / 1e9;
+    char text[96];
+
+    junit_case(report, "every request is answered", seconds,
+               load->dead ? "not finished: a connection is lost, or the server hangs" : NULL);
+    snprintf(text, sizeof(text), "%" PRIu64 " requests failed", load->failed);
+    junit_case(report, "no request fails", 0, load->failed ? text : NULL);
+    snprintf(text, sizeof(text), "%" PRIu64 " cells show what they must not", load->bad_cells);
+    junit_case(report, "reads show what was written", 0, load->bad_cells ? text : NULL);
+}
+
+bool load_conclude(const struct load *load, FILE *report)
+{
+    for (unsigned i = 0; i < REQUEST_TYPE_COUNT; i++) {
+        const struct latency *latency = &load->latency[i];
+
+        if (latency->count > 0) {
+            printf("%-5s %8" PRIu64 " requests, ms: p50 %.3f, p90 %.3f, p99 %.3f, p99.9 %.3f, "
+                   "longest %.3f\n",
+                   type_names[i], latency->count, milliseconds(latency_quantile_ns(latency, 500)),
+                   milliseconds(latency_quantile_ns(latency, 900)),
+                   milliseconds(latency_quantile_ns(latency, 990)),
+                   milliseconds(latency_quantile_ns(latency, 999)), milliseconds(latency->max_ns));
+        }
+    }
     for (unsigned i = 0; i < REQUEST_TYPE_COUNT; i++) {
         printf("%s %" PRIu64 ", ", type_names[i], load->sent[i]);
     }
@@ -544,5 +592,8 @@ bool load_conclude(const struct load *load)
            ", bad cells %" PRIu64 "%s\n",
            load->refused_fast_zeroes, model_torn(load->model), load->failed, load->bad_cells,
            load->dead ? ", NOT FINISHED" : "");
+    if (report) {
+        report_verdict(load, report);
+    }
     return !load->dead && load->failed == 0 && load->bad_cells == 0;
 }

@@ -8,6 +8,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "oracle_model.h"
 
@@ -65,7 +66,10 @@ bool load_wait_all(struct load *load);
 /* Waits for all, flushes and reads the whole region back. False when the load has failed. */
 bool load_verify(struct load *load);
 
-/* Prints counts. True if no cell was bad, and no request failed, and nothing hung. */
-bool load_conclude(const struct load *load);
+/*
+ * Prints latencies and counts, and adds the verdict to the report, if there is one. True if no cell
+ * was bad, and no request failed, and nothing hung.
+ */
+bool load_conclude(const struct load *load, FILE *report);
 
 #endif

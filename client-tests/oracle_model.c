@@ -53,7 +53,7 @@ struct model {
 
 static void out_of_memory(void)
 {
-    fputs("oracle: out of memory\n", stderr);
+    fputs("qcowd-load: out of memory\n", stderr);
     exit(EXIT_FAILURE);
 }
 

@@ -141,7 +141,7 @@ bool workload_random(struct load *load, const struct workload_options *options)
         total += weights[kind];
     }
     if (total == 0) {
-        fputs("oracle: the server offers nothing of the mix\n", stderr);
+        fputs("qcowd-load: the server offers nothing of the mix\n", stderr);
         return false;
     }
     while (sent < options->requests && (options->seconds == 0 || time(NULL) < until)) {
@@ -174,7 +174,7 @@ bool workload_interleaved(struct load *load, const struct workload_options *opti
     uint64_t clusters = settings->region_len / options->cluster_bytes;
 
     if (clusters == 0 || settings->max_bytes < piece_bytes) {
-        fputs("oracle: interleaved needs a region of a cluster and writes of a 32nd of it\n",
+        fputs("qcowd-load: interleaved needs a region of a cluster and writes of a 32nd of it\n",
               stderr);
         return false;
     }
@@ -263,7 +263,8 @@ bool workload_overwrite_discard(struct load *load, const struct workload_options
     uint64_t rounds = options->rounds;
 
     if (half < RACES_AT_ONCE || settings->max_bytes < options->cluster_bytes) {
-        fprintf(stderr, "oracle: overwrite-discard needs %u clusters, and writes of a whole one\n",
+        fprintf(stderr,
+                "qcowd-load: overwrite-discard needs %u clusters, and writes of a whole one\n",
                 2 * RACES_AT_ONCE);
         return false;
     }
@@ -308,7 +309,7 @@ bool workload_adjacent(struct load *load, const struct workload_options *options
     uint64_t spans = settings->region_len / span_bytes;
 
     if (settings->max_bytes < 480 * 1024) {
-        fputs("oracle: adjacent needs requests of 480 KiB\n", stderr);
+        fputs("qcowd-load: adjacent needs requests of 480 KiB\n", stderr);
         return false;
     }
     random_seed(options->seed);

@@ -11,6 +11,7 @@
 #include "base/bytes.h"
 #include "base/check.h"
 #include "base/errtext.h"
+#include "base/junit.h"
 #include "base/list.h"
 #include "base/log.h"
 #include "base/testing.h"
@@ -251,6 +252,34 @@ START_TEST(log_goes_to_stderr)
 }
 END_TEST
 
+START_TEST(reports_are_xml_whatever_a_case_says)
+{
+    char path[] = "/tmp/qcowd-junit-XXXXXX";
+    char text[512] = "";
+    int fd = mkstemp(path);
+    ck_assert_int_ge(fd, 0);
+
+    FILE *report = junit_begin(path, "a \"suite\"");
+    ck_assert_ptr_nonnull(report);
+    junit_case(report, "good", 0.25, NULL);
+    junit_case(report, "bad", 1, "1 < 2 && '\x01'\nend");
+    ck_assert_int_eq(junit_end(report), 0);
+    ck_assert_int_gt(read(fd, text, sizeof(text) - 1), 0);
+    ck_assert_str_eq(text, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n"
+                           "<testsuite name=\"a &quot;suite&quot;\">\n"
+                           "  <testcase name=\"good\" time=\"0.250\"/>\n"
+                           "  <testcase name=\"bad\" time=\"1.000\"><failure message=\"1 &lt; 2 "
+                           "&amp;&amp; '?'&#10;end\"/></testcase>\n"
+                           "</testsuite>\n");
+    close(fd);
+    unlink(path);
+    ck_assert_ptr_null(junit_begin("/no/such/directory/report.xml", "x"));
+    report = junit_begin("/dev/full", "x");
+    ck_assert_ptr_nonnull(report);
+    ck_assert_int_eq(junit_end(report), -EIO);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("base");
@@ -263,6 +292,7 @@ int main(void)
     tcase_add_test(tcase, utf8_text);
     tcase_add_test(tcase, log_lines);
     tcase_add_test(tcase, log_goes_to_stderr);
+    tcase_add_test(tcase, reports_are_xml_whatever_a_case_says);
     suite_add_tcase(suite, tcase);
     return test_suite_run(suite);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * simulator: runs the engine that ships in a world in memory, by seeds. One seed is one run, the
- * same byte for byte on every machine; what fails is replayed with --seed N --trace.
+ * qcowd-soak, the simulator: runs the engine that ships in a world in memory, by seeds. One seed is
+ * one run, the same byte for byte on every machine; what fails is replayed with --seed N --trace.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -15,11 +15,12 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/junit.h"
 #include "sched/co.h"
 #include "simulator/run.h"
 
 static const char usage[] =
-    "usage: simulator [--seed N | --seeds FROM:COUNT | --seconds S] [OPTIONS]\n"
+    "usage: qcowd-soak [--seed N | --seeds FROM:COUNT | --seconds S] [OPTIONS]\n"
     "  --seed N             one run\n"
     "  --seeds FROM:COUNT   COUNT runs with seeds from FROM on\n"
     "  --seconds S          runs with random seeds for S seconds\n"
@@ -28,6 +29,8 @@ static const char usage[] =
     "  --hash               print a hash of each run's trace: the same on every machine\n"
     "  --keep-going         a process for each run; count failures and go on\n"
     "  --dump DIRECTORY     leave each run's last image in DIRECTORY/SEED/\n"
+    "  --junit FILE         report each run as a case in JUnit's XML; goes on after findings\n"
+    "  --version\n"
     "Exit status: 0 nothing found, 1 a finding, 2 wrong usage.\n";
 
 struct settings {
@@ -40,6 +43,7 @@ struct settings {
     bool hash;
     bool keep_going;
     const char *dump_directory;
+    FILE *report; /* NULL: none is wanted */
 };
 
 static volatile uint64_t running_seed;
@@ -49,7 +53,7 @@ static void on_fatal_signal(int number)
 {
     char line[128];
     int len = snprintf(line, sizeof(line),
-                       "seed %" PRIu64 ": FAILED: signal %d\n  replay: simulator --seed %" PRIu64
+                       "seed %" PRIu64 ": FAILED: signal %d\n  replay: qcowd-soak --seed %" PRIu64
                        " --trace\n",
                        running_seed, number, running_seed);
     if (write(STDERR_FILENO, line, (size_t)len) < 0) {
@@ -139,6 +143,23 @@ static double seconds_now(void)
     return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
+static bool run_and_report(const struct settings *settings, uint64_t seed,
+                           struct run_statistics *statistics)
+{
+    char name[64];
+    char failure[128];
+    double started = seconds_now();
+    bool passed = run_apart(settings, seed, statistics);
+
+    if (settings->report) {
+        snprintf(name, sizeof(name), "seed %" PRIu64, seed);
+        snprintf(failure, sizeof(failure),
+                 "a law is broken; replay: qcowd-soak --seed %" PRIu64 " --trace", seed);
+        junit_case(settings->report, name, seconds_now() - started, passed ? NULL : failure);
+    }
+    return passed;
+}
+
 static uint64_t random_seed(void)
 {
     uint64_t seed;
@@ -188,13 +209,17 @@ static int run_all(const struct settings *settings)
         }
         uint64_t seed = settings->random_seeds ? random_seed() : settings->first_seed + i;
         if (settings->keep_going) {
-            failures += !run_apart(settings, seed, &statistics);
+            failures += !run_and_report(settings, seed, &statistics);
         } else {
             run_one(settings, seed, &statistics);
         }
     }
     print_statistics(&statistics, failures, seconds_now() - started);
     coro_pool_drain();
+    if (settings->report && junit_end(settings->report) < 0) {
+        fputs("qcowd-soak: not all of the report could be written\n", stderr);
+        return 1;
+    }
     return failures == 0 ? 0 : 1;
 }
 
@@ -204,7 +229,7 @@ static uint64_t parse_number(const char *text, char end, const char **rest)
     errno = 0;
     uint64_t value = strtoull(text, &after, 0);
     if (after == text || *after != end || errno != 0 || *text == '-') {
-        fprintf(stderr, "simulator: not a number: %s\n%s", text, usage);
+        fprintf(stderr, "qcowd-soak: not a number: %s\n%s", text, usage);
         exit(2);
     }
     if (rest) {
@@ -220,7 +245,8 @@ static struct settings parse_options(int argc, char **argv)
         {"seconds", required_argument, NULL, 'S'}, {"crashes", required_argument, NULL, 'c'},
         {"trace", no_argument, NULL, 't'},         {"hash", no_argument, NULL, 'h'},
         {"keep-going", no_argument, NULL, 'k'},    {"dump", required_argument, NULL, 'd'},
-        {"help", no_argument, NULL, '?'},          {NULL, 0, NULL, 0},
+        {"junit", required_argument, NULL, 'j'},   {"version", no_argument, NULL, 'v'},
+        {"help", no_argument, NULL, 'H'},          {NULL, 0, NULL, 0},
     };
     struct settings settings = {.first_seed = 1, .seed_count = 100};
     const char *rest;
@@ -255,6 +281,20 @@ static struct settings parse_options(int argc, char **argv)
         case 'd':
             settings.dump_directory = optarg;
             break;
+        case 'j':
+            settings.keep_going = true;
+            settings.report = junit_begin(optarg, "qcowd-soak");
+            if (!settings.report) {
+                perror(optarg);
+                exit(2);
+            }
+            break;
+        case 'v':
+            puts("qcowd-soak " QCOWD_VERSION);
+            exit(0);
+        case 'H':
+            fputs(usage, stdout);
+            exit(0);
         default:
             fputs(usage, stderr);
             exit(2);
