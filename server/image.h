@@ -73,6 +73,28 @@ struct image_bitmap {
     const char *name; /* UTF-8; owned by the image, until the next suspension */
 };
 
+/* What an image has done since it was opened, and how it is. */
+struct image_statistics {
+    uint64_t file_bytes; /* of the image file */
+    uint64_t free_bytes; /* that its file system has left; UINT64_MAX: not known */
+    uint64_t cluster_bytes;
+    uint64_t clusters_allocated; /* since it was opened; */
+    uint64_t clusters_freed;     /* and given back */
+    uint64_t clusters_quarantined;
+    uint64_t slices_dirty;
+    uint64_t slices_cached;
+    uint64_t slices_most;
+    uint64_t slice_hits;
+    uint64_t slice_misses;
+    uint64_t commits;
+    uint64_t commit_ns;
+    uint64_t fsyncs;
+    uint64_t fsync_ns;
+    uint64_t bitmaps;
+    bool failed;  /* no more writes are accepted (O8) */
+    bool corrupt; /* damage has been met (O10) */
+};
+
 struct image_ops {
     /*
      * Fills buf with [offset, offset + len). holes may be NULL: then the buffer is filled whole.
@@ -105,6 +127,8 @@ struct image_ops {
     /* As co_extents, for a bitmap: flags are EXTENT_DIRTY or 0, depth is 0. -ENOENT: it is gone. */
     int (*co_bitmap_extents)(struct image *image, uint64_t bitmap_id, uint64_t offset, uint64_t len,
                              struct extent_list *list);
+    /* Fills *out, all of it. NULL: nothing is known. May suspend. */
+    void (*co_statistics)(struct image *image, struct image_statistics *out);
     /*
      * Flushes (if writable), waits for background work, closes and frees the image and its backing
      * chain, whatever happens. 0 only if everything acknowledged is durable; else err says why. No

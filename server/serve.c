@@ -26,6 +26,7 @@
 #include "debug/break_control.h"
 #include "export/desired.h"
 #include "export/export.h"
+#include "export/statistics.h"
 #include "filter/logged.h"
 #include "io/net.h"
 #include "io/tls.h"
@@ -33,6 +34,7 @@
 #include "listen/endpoints.h"
 #include "listen/listen.h"
 #include "listen/stdio_stream.h"
+#include "metrics/metrics.h"
 #include "sched/co.h"
 #include "sched/sync.h"
 #include "service/captive.h"
@@ -59,6 +61,7 @@ struct server {
     struct endpoints endpoints;
     struct address address;
     struct control control;
+    struct metrics metrics;
     struct captive captive;
     struct confinement confinement;
     char *temporary_directory;
@@ -336,8 +339,11 @@ static void init_service(struct server *server)
     }
     listeners_init(&server->listeners, main_loop(server)->runtime.loop, service,
                    limits->connections, limits->connections_per_address);
-    const struct control_host host = {.desired = &server->desired, .quit = quit, .arg = server};
+    const struct control_host host = {
+        .desired = &server->desired, .listeners = &server->listeners, .quit = quit, .arg = server};
     control_init(&server->control, main_loop(server)->runtime.loop, main_world(server), &host);
+    metrics_init(&server->metrics, main_loop(server)->runtime.loop, main_world(server),
+                 &server->desired, &server->listeners);
 }
 
 /* The way in is open, but nobody is let in before the server has given up what it need not have. */
@@ -346,6 +352,7 @@ static int co_confine(struct server *server, struct errtext *err)
     const struct confinement_leavings leavings = {
         .socket = server->listeners.doorway.socket_path,
         .control_socket = server->control.doorway.socket_path,
+        .metrics_socket = server->metrics.doorway.socket_path,
         .directory = server->temporary_directory,
         .pid_file = server->config->service.pid_file,
     };
@@ -409,10 +416,14 @@ static int co_start_serving(struct server *server, struct errtext *err)
 {
     int result = open_control(server, err);
     if (result == 0) {
+        result = metrics_listen(&server->metrics, &server->config->metrics, err);
+    }
+    if (result == 0) {
         result =
             server->config->stdio ? co_serve_stdio(server, err) : co_start_listening(server, err);
     }
-    if (result == 0 && control_start(&server->control) < 0) {
+    if (result == 0 &&
+        (control_start(&server->control) < 0 || metrics_start(&server->metrics) < 0)) {
         return err_set(err, ENOMEM, "out of memory");
     }
     return result < 0 ? result : tell_ready(server, err);
@@ -443,6 +454,7 @@ static void co_stop_serving(struct server *server)
     notify_stopping(&server->supervisor.notify, grace_ns);
     export_table_stop(&server->exports);
     co_listeners_stop(&server->listeners);
+    co_metrics_stop(&server->metrics);
     co_control_stop(&server->control, server->quit_asked ? "host-qmp-quit" : "host-signal");
     captive_kill(&server->captive, SIGTERM);
     server->draining = true;
@@ -536,6 +548,7 @@ static void co_server_life(void *arg)
     raise_descriptor_limit(server->config->limits.connections, server->wanted.count);
     notify_start(&server->supervisor.notify, main_loop(server)->runtime.loop);
     init_service(server);
+    statistics_begin();
     export_table_init(&server->exports, &server->loops, server->config);
     desired_init(&server->desired, &server->exports, server->config, &server->wanted);
     int result = co_desired_apply_first(&server->desired, &err);

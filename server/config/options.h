@@ -56,6 +56,14 @@ struct control_config {
     const char *owner; /* NULL: as every file */
 };
 
+/* Where metrics are read. */
+struct metrics_config {
+    const char *unix_path; /* NULL: not there */
+    bool tcp;
+    const char *host; /* NULL: loopback */
+    uint16_t port;
+};
+
 struct serve_limits {
     unsigned connections;             /* at once */
     unsigned connections_per_address; /* 0: no limit */
@@ -98,6 +106,7 @@ struct serve_config {
     uint32_t shutdown_timeout_ms; /* clients that do not let go are cut after this long */
     struct service_config service;
     struct control_config control;
+    struct metrics_config metrics;
 };
 
 struct create_config {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* How the running server is spoken to: its socket, and the command that speaks to it. */
 #include <errno.h>
+#include <string.h>
 
 #include "base/check.h"
 #include "config/option_group.h"
@@ -41,6 +42,35 @@ static int take_owner(struct config *config, char *value, struct errtext *err)
     return 0;
 }
 
+/* "unix:PATH", "HOST:PORT", "[IPV6]:PORT" or ":PORT", which is cut in place. */
+static int take_metrics(struct config *config, char *value, struct errtext *err)
+{
+    struct metrics_config *metrics = &config->serve.metrics;
+    char *colon = strrchr(value, ':');
+    uint32_t port;
+
+    *metrics = (struct metrics_config){0};
+    if (strncmp(value, "unix:", 5) == 0 && value[5] != '\0') {
+        metrics->unix_path = value + 5;
+        return 0;
+    }
+    if (strncmp(value, "unix:", 5) == 0 || !colon ||
+        !option_parse_number(colon + 1, UINT16_MAX, &port) || port == 0) {
+        return option_refuse_value("--metrics", value, "HOST:PORT or unix:PATH", err);
+    }
+    bool bracketed = value[0] == '[' && colon > value + 1 && colon[-1] == ']';
+    char *host = bracketed ? value + 1 : value;
+    if (!bracketed && memchr(value, ':', (size_t)(colon - value))) {
+        return option_refuse_value("--metrics", value,
+                                   "HOST:PORT or unix:PATH, an IPv6 address in brackets", err);
+    }
+    colon[bracketed ? -1 : 0] = '\0';
+    metrics->tcp = true;
+    metrics->host = *host ? host : NULL;
+    metrics->port = (uint16_t)port;
+    return 0;
+}
+
 static int finish_control(struct config *config, struct errtext *err)
 {
     const struct control_config *control = &config->serve.control;
@@ -57,6 +87,7 @@ static const struct option_spec options[] = {
      take_control},
     {"control-mode", '\0', "MODE", "its permissions, octal (600)", take_mode},
     {"control-owner", '\0', "USER[:GROUP]", "whom it belongs to", take_owner},
+    {"metrics", '\0', "HOST:PORT|unix:PATH", "show metrics there, for Prometheus", take_metrics},
 };
 
 const struct option_group control_options = {

@@ -36,6 +36,7 @@ static const struct control_command commands[] = {
      ARRAY_LEN(named_nodes_arguments)},
     {"qcowd-export-add", co_export_add, export_add_arguments, ARRAY_LEN(export_add_arguments)},
     {"block-export-del", co_export_del, export_del_arguments, ARRAY_LEN(export_del_arguments)},
+    {"qcowd-stats", co_stats, NULL, 0},
     {"quit", co_quit, NULL, 0},
 };
 
@@ -57,9 +58,4 @@ const struct control_command *control_command_find(const char *name)
 int control_no_memory(struct control_call *call)
 {
     return qmp_fail(&call->error, QMP_GENERIC_ERROR, "out of memory");
-}
-
-const char *control_node_name(const char *export_name)
-{
-    return *export_name ? export_name : "default";
 }

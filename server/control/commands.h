@@ -34,11 +34,8 @@ int control_no_memory(struct control_call *call);
 
 /* The commands that look: query.c. */
 co_control_command co_query_version, co_query_commands, co_query_block_exports,
-    co_query_named_block_nodes;
+    co_query_named_block_nodes, co_stats;
 /* Those that change what is exported: exports.c. */
 co_control_command co_export_add, co_export_del, co_quit;
-
-/* "default" for the empty name, as that is no name for a node. */
-const char *control_node_name(const char *export_name);
 
 #endif

@@ -18,11 +18,13 @@
 #include "base/list.h"
 #include "export/desired.h"
 #include "listen/doorway.h"
+#include "listen/listen.h"
 #include "sched/sync.h"
 
 /* What the commands act on: the server's, for the time in which it serves. */
 struct control_host {
     struct desired *desired;
+    const struct listeners *listeners;
     /* `quit`: as SIGTERM does. Does not suspend. */
     void (*quit)(void *arg);
     void *arg;

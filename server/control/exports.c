@@ -8,6 +8,7 @@
 
 #include "control/commands.h"
 #include "export/export_table.h"
+#include "export/statistics.h"
 
 /* Fills a configuration from a command's arguments. On a worker: names of users are looked up. */
 struct filling {
@@ -77,7 +78,7 @@ int co_export_del(struct control_call *call)
 {
     const char *id = qmp_string(call->arguments, "id");
     const char *mode = qmp_string(call->arguments, "mode");
-    const char *name = strcmp(id, control_node_name("")) == 0 ? "" : id;
+    const char *name = strcmp(id, export_label("")) == 0 ? "" : id;
     bool hard = mode && strcmp(mode, "hard") == 0;
     struct errtext err = {.text = ""};
 

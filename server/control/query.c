@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* Commands that look and change nothing. What is not known here is left out, not invented. */
 #include "control/commands.h"
+#include "export/statistics.h"
 
 int co_query_version(struct control_call *call)
 {
@@ -46,7 +47,7 @@ static int describe_exports(struct control_call *call,
 /* BlockExportInfo */
 static json_t *describe_export(const struct served_export *served)
 {
-    const char *node = control_node_name(served->config.name);
+    const char *node = export_label(served->config.name);
 
     return json_pack("{s:s,s:s,s:s,s:b}", "id", node, "type", "nbd", "node-name", node,
                      "shutting-down", false);
@@ -63,7 +64,7 @@ static json_t *describe_node(const struct served_export *served)
     const struct image *image = served->nbd.image;
 
     return json_pack("{s:s,s:s,s:s,s:b,s:b,s:{s:s,s:s,s:I}}", "node-name",
-                     control_node_name(served->config.name), "drv", "qcow2", "file",
+                     export_label(served->config.name), "drv", "qcow2", "file",
                      served->config.image, "ro", served->config.read_only || image->read_only,
                      "encrypted", false, "image", "filename", served->config.image, "format",
                      "qcow2", "virtual-size", (json_int_t)image->size_bytes);

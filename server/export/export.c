@@ -190,6 +190,7 @@ struct served_export *served_export_create(struct export_table *table,
     /* Safe: a flush on one connection covers what every other was told is written (O4). */
     served->nbd.multi_conn = true;
     served->nbd.rate = &served->rate;
+    served->nbd.counters = &served->counters;
     served->nbd.released = released;
     settle(served, &table->serve->limits);
     nbd_export_hold(&served->nbd);

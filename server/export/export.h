@@ -45,6 +45,7 @@ struct served_export {
     struct nbd_export nbd;
     struct export_config config;
     struct rate_limit rate;
+    struct nbd_counters counters;
     struct open_image *shows; /* NULL: nothing yet, or nothing any more */
 };
 

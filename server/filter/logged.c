@@ -351,6 +351,16 @@ static int co_logged_bitmap_extents(struct image *image, uint64_t bitmap_id, uin
     return inner->ops->co_bitmap_extents(inner, bitmap_id, offset, len, list);
 }
 
+static void co_logged_statistics(struct image *image, struct image_statistics *out)
+{
+    struct image *inner = logged_of(image)->inner;
+
+    *out = (struct image_statistics){.free_bytes = UINT64_MAX};
+    if (inner->ops->co_statistics) {
+        inner->ops->co_statistics(inner, out);
+    }
+}
+
 static int co_mark(struct logged_image *logged, const char *text)
 {
     int result = co_writelog_mark(logged->log, text);
@@ -386,6 +396,7 @@ static const struct image_ops logged_ops = {
     .co_extents = co_logged_extents,
     .bitmap_list = logged_bitmap_list,
     .co_bitmap_extents = co_logged_bitmap_extents,
+    .co_statistics = co_logged_statistics,
     .co_close = co_logged_close,
 };
 

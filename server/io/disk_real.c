@@ -22,6 +22,7 @@
 #include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
@@ -556,6 +557,35 @@ static void real_close(struct disk *disk)
     disk_real_free(d);
 }
 
+struct room_question {
+    int fd;
+    uint64_t free_bytes;
+    int result;
+};
+
+static void ask_for_room(void *arg)
+{
+    struct room_question *question = arg;
+    struct statvfs room;
+
+    question->result = fstatvfs(question->fd, &room) < 0 ? -errno : 0;
+    question->free_bytes = question->result == 0 ? (uint64_t)room.f_bavail * room.f_frsize : 0;
+}
+
+/* On a worker: a file system over a network may not answer. */
+static int co_free_bytes(struct disk *disk, uint64_t *free_bytes)
+{
+    struct disk_real *d = to_real(disk);
+    struct room_question question = {.fd = d->fd};
+
+    if (disk->is_block_device) {
+        return -EOPNOTSUPP;
+    }
+    co_loop_work(d->loop, ask_for_room, &question);
+    *free_bytes = question.free_bytes;
+    return question.result;
+}
+
 static const struct disk_ops buffered_ops = {
     .co_read = co_buffered_read,
     .co_write = co_buffered_write,
@@ -564,6 +594,7 @@ static const struct disk_ops buffered_ops = {
     .co_punch = co_punch,
     .co_truncate = co_truncate,
     .co_next_extent = co_next_extent,
+    .co_free_bytes = co_free_bytes,
     .close = real_close,
 };
 
@@ -575,6 +606,7 @@ static const struct disk_ops direct_ops = {
     .co_punch = co_punch,
     .co_truncate = co_truncate,
     .co_next_extent = co_next_extent,
+    .co_free_bytes = co_free_bytes,
     .close = real_close,
 };
 

@@ -38,6 +38,8 @@ enum disk_open_flags {
 struct world_ops {
     /* Monotonic, in nanoseconds. */
     uint64_t (*now_ns)(struct world *world);
+    /* The same as of the present turn of the loop, which costs next to nothing. NULL: as now_ns. */
+    uint64_t (*turn_ns)(struct world *world);
     uint64_t (*random64)(struct world *world);
     /*
      * Calls timer->fired on the loop's stack at deadline_ns or later. Starting a timer that is
@@ -100,6 +102,8 @@ struct disk_ops {
      * tells; a file system that cannot tell says "data until the end". Exported as raw extents.
      */
     int (*co_next_extent)(struct disk *disk, uint64_t offset, bool *is_hole, uint64_t *end);
+    /* What the file system, or the device, has left for who writes. NULL: that is not known. */
+    int (*co_free_bytes)(struct disk *disk, uint64_t *free_bytes);
     /* Releases the locks, closes, frees. No request may be running. Never suspends. */
     void (*close)(struct disk *disk);
 };
@@ -127,6 +131,11 @@ static inline bool disk_is_same(const struct disk *a, const struct disk *b)
 static inline uint64_t world_now_ns(struct world *world)
 {
     return world->ops->now_ns(world);
+}
+
+static inline uint64_t world_turn_ns(struct world *world)
+{
+    return world->ops->turn_ns ? world->ops->turn_ns(world) : world->ops->now_ns(world);
 }
 
 static inline void disk_close(struct disk *disk)

@@ -34,6 +34,11 @@ static uint64_t real_now_ns(struct world *world)
     return loop_now_ns(to_real(world)->loop);
 }
 
+static uint64_t real_turn_ns(struct world *world)
+{
+    return loop_turn_ns(to_real(world)->loop);
+}
+
 /* getrandom() of up to 256 bytes is neither short nor interrupted once the kernel has entropy. */
 static void refill(struct world_real *real)
 {
@@ -90,6 +95,7 @@ static int real_remove(struct world *world, const char *path)
 
 static const struct world_ops real_ops = {
     .now_ns = real_now_ns,
+    .turn_ns = real_turn_ns,
     .random64 = real_random64,
     .timer_start = real_timer_start,
     .timer_stop = real_timer_stop,

@@ -18,6 +18,7 @@
 #include "image.h"
 #include "io/stream.h"
 #include "io/world.h"
+#include "proto/counters.h"
 #include "proto/limits.h"
 #include "proto/rate.h"
 #include "sched/sync.h"
@@ -48,6 +49,7 @@ struct nbd_export {
     /* The last reference has gone. NULL: nothing is to be done. Does not suspend. */
     void (*released)(struct nbd_export *export);
     struct rate_limit *rate; /* NULL: as fast as it can; what it says may change at any time */
+    struct nbd_counters *counters; /* NULL: nothing is counted; of the home's loop */
 
     /* The protocol floor's own. */
     unsigned references;

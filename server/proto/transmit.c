@@ -53,6 +53,8 @@ struct command {
     uint64_t charged_bytes;
     uint64_t reserve_bytes; /* of those; the rest is the common budget's */
     bool accepted;
+    bool failed;
+    uint64_t began_ns; /* the turn it came in; kept where requests are counted */
     void *payload;
     size_t payload_len;
     struct reply reply;
@@ -203,6 +205,12 @@ static struct command *co_admit(struct connection *conn, struct nbd_request *req
     command->charged_bytes = bytes;
     command->reserve_bytes = from_reserve ? bytes : 0;
     command->accepted = request->error != NBD_ESHUTDOWN;
+    command->failed = false;
+    command->began_ns = 0;
+    if (conn->chosen->counters) {
+        command->began_ns = world_turn_ns(conn->service->world);
+        conn->chosen->counters->in_flight++;
+    }
     command->payload = NULL;
     command->payload_len = 0;
     command->reply.extra = NULL;
@@ -237,6 +245,9 @@ static void command_finish(struct command *command)
         budget_give(conn->service->bytes_in_flight, of_budget);
     }
     assert(conn->in_flight > 0 && conn->payload_bytes >= command->charged_bytes);
+    if (conn->chosen->counters) {
+        conn->chosen->counters->in_flight--;
+    }
     conn->in_flight--;
     conn->accepted -= command->accepted;
     conn->payload_bytes -= command->charged_bytes;
@@ -249,13 +260,32 @@ static void command_finish(struct command *command)
     }
 }
 
-/* The reply at hand was sent or dropped: was that all? */
-static void command_replied(struct command *command)
+/* Now, where anything is counted. */
+static uint64_t counting_time_ns(const struct connection *conn)
+{
+    return conn->chosen->counters ? world_now_ns(conn->service->world) : 0;
+}
+
+static void command_count(const struct command *command, uint64_t now_ns)
+{
+    struct nbd_counters *counters = command->conn->chosen->counters;
+    enum counted_command counted = counted_command_of(command->request.type);
+
+    if (counters && counted != COUNTED_COMMANDS) {
+        uint64_t took_ns = now_ns > command->began_ns ? now_ns - command->began_ns : 0;
+        command_counters_add(&counters->commands[counted], command->failed, command->request.length,
+                             took_ns);
+    }
+}
+
+/* The reply at hand was sent or dropped: was that all? now_ns: counting_time_ns(). */
+static void command_replied(struct command *command, uint64_t now_ns)
 {
     if (command->reply_is_part) {
         command->reply_is_part = false;
         wait_queue_wake_all(&command->part_sent);
     } else {
+        command_count(command, now_ns);
         command_finish(command);
     }
 }
@@ -280,10 +310,11 @@ static void command_drop_buffer(struct command *command)
 
 static void drop_replies(struct connection *conn)
 {
+    uint64_t now_ns = counting_time_ns(conn);
     struct list *link;
 
     while ((link = list_pop_front(&conn->replies)) != NULL) {
-        command_replied(list_entry(link, struct command, link));
+        command_replied(list_entry(link, struct command, link), now_ns);
     }
 }
 
@@ -326,8 +357,9 @@ static bool co_send_batch(struct connection *conn)
     if (rc < 0) {
         connection_abort(conn, strerror(-rc));
     }
+    uint64_t now_ns = counting_time_ns(conn);
     while ((link = list_pop_front(&batch)) != NULL) {
-        command_replied(list_entry(link, struct command, link));
+        command_replied(list_entry(link, struct command, link), now_ns);
     }
     return more;
 }
@@ -425,6 +457,7 @@ static void command_fail(struct command *command, uint32_t error, const char *te
     connection_note(conn, "%s at %llu, %llu bytes, flags 0x%x: error %u: %s",
                     request_type_name(request->type), (unsigned long long)request->offset,
                     (unsigned long long)request->length, request->flags, error, text);
+    command->failed = true;
     command_drop_buffer(command);
     reply_error(&command->reply, &to, error, text);
     command_queue_reply(command);

@@ -304,6 +304,7 @@ static int co_alloc_some(struct qcow2 *q, uint64_t count, enum alloc_for whom, u
             *first = start;
             *got = claimed;
             *reads_zero = taken.reads_zero;
+            q->counts.clusters_allocated += claimed;
             return 0;
         }
         if (ret != -ENOSPC || start < taken.first + taken.count) {

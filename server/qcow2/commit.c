@@ -191,16 +191,25 @@ static int take_snapshot(struct qcow2 *q, struct snapshot_pieces *pieces)
     return 0;
 }
 
+static int co_timed_flush(struct qcow2 *q, struct disk *disk)
+{
+    uint64_t began_ns = world_now_ns(q->world);
+    int ret = co_disk_flush(disk);
+    q->counts.fsyncs++;
+    q->counts.fsync_ns += world_now_ns(q->world) - began_ns;
+    return ret;
+}
+
 static int co_fsync(struct qcow2 *q)
 {
-    int ret = co_disk_flush(q->disk);
+    int ret = co_timed_flush(q, q->disk);
     return ret < 0 ? engine_fail(q, -ret, "fsync") : 0;
 }
 
 /* The guest's bytes; with an external data file nothing else. */
 static int co_fsync_data(struct qcow2 *q)
 {
-    int ret = co_disk_flush(q->data);
+    int ret = co_timed_flush(q, q->data);
     return ret < 0 ? engine_fail(q, -ret, q->data == q->disk ? "fsync" : "fsync of the data file")
                    : 0;
 }
@@ -338,6 +347,7 @@ static int co_commit_tables(struct qcow2 *q)
 
 static int co_run_commit(struct qcow2 *q, bool counts_too)
 {
+    uint64_t began_ns = world_now_ns(q->world);
     q->commit.running = true;
     int ret;
     if (commit_mapping_dirty(q) || (counts_too && counts_dirty(q))) {
@@ -350,6 +360,7 @@ static int co_run_commit(struct qcow2 *q, bool counts_too)
         q->commit.finished = q->commit.started;
     }
     q->commit.running = false;
+    q->counts.commit_ns += world_now_ns(q->world) - began_ns;
     wait_queue_wake_all(&q->commit.done);
     quarantine_kick(q);
     return ret;

@@ -80,6 +80,15 @@ struct l1_table {
     uint32_t new_clusters;
 };
 
+/* Since the image was opened; statistics.h. */
+struct engine_counts {
+    uint64_t clusters_allocated;
+    uint64_t clusters_freed;
+    uint64_t commit_ns;
+    uint64_t fsyncs;
+    uint64_t fsync_ns;
+};
+
 struct qcow2 {
     struct image image; /* first: the two are cast into each other */
     struct world *world;
@@ -120,6 +129,8 @@ struct qcow2 {
 
     struct inflated inflated[INFLATED_MAX];
     uint64_t inflated_clock;
+
+    struct engine_counts counts;
 
     int failed; /* O8: the errno of the first failed metadata write or fsync */
     bool corrupt_marked;

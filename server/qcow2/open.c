@@ -25,6 +25,7 @@
 #include "qcow2/json_name.h"
 #include "qcow2/read.h"
 #include "qcow2/refcount.h"
+#include "qcow2/statistics.h"
 #include "qcow2/write.h"
 #include "sched/co.h"
 
@@ -182,6 +183,7 @@ static const struct image_ops qcow2_ops = {
     .co_trim = co_qcow2_trim,
     .co_flush = co_qcow2_flush,
     .co_extents = co_qcow2_extents,
+    .co_statistics = co_qcow2_statistics,
     .co_close = co_qcow2_close,
 };
 

@@ -37,6 +37,11 @@ static bool ring_empty(const struct quarantine *quarantine)
     return quarantine->head == quarantine->tail;
 }
 
+uint64_t quarantine_clusters(const struct quarantine *quarantine)
+{
+    return quarantine->clusters;
+}
+
 bool quarantine_empty(const struct quarantine *quarantine)
 {
     return ring_empty(quarantine) && !quarantine->releasing;
@@ -81,6 +86,7 @@ static void add(struct qcow2 *q, uint64_t first, uint64_t count, bool was_table)
             last->was_table == was_table) {
             last->count += count;
             last->number = number;
+            quarantine->clusters += count;
             return;
         }
     }
@@ -92,6 +98,7 @@ static void add(struct qcow2 *q, uint64_t first, uint64_t count, bool was_table)
     *at(quarantine, quarantine->tail) =
         (struct quarantined){first, count, commit, number, was_table};
     quarantine->tail++;
+    quarantine->clusters += count;
 }
 
 void quarantine_add(struct qcow2 *q, uint64_t first, uint64_t count)
@@ -190,6 +197,7 @@ static int co_release_run(struct qcow2 *q, const struct quarantined *entry, uint
             metamap_remove(&q->metamap, first + i);
         }
         alloc_add_free(&q->alloc, first, count, punched);
+        q->counts.clusters_freed += count;
     }
     return 0;
 }
@@ -243,6 +251,7 @@ static void co_release(void *arg)
         }
         for (uint64_t i = 0; i < count; i++) {
             batch[i] = *at(quarantine, quarantine->head + i);
+            quarantine->clusters -= batch[i].count;
         }
         quarantine->head += count;
         uint64_t merged = merge(batch, count);

@@ -32,6 +32,7 @@ struct quarantine {
     uint64_t tail;
     bool releasing;
     uint64_t gone;          /* entries that have left, ever */
+    uint64_t clusters;      /* in the ring */
     struct wait_queue left; /* woken when some have, and when the image has failed */
 };
 
@@ -48,6 +49,9 @@ void quarantine_add_table(struct qcow2 *q, uint64_t cluster);
 
 /* Starts releasing in the background if the oldest entry may go. Does not suspend. */
 void quarantine_kick(struct qcow2 *q);
+
+/* How many clusters wait in it; those on their way out do not count. */
+uint64_t quarantine_clusters(const struct quarantine *quarantine);
 
 /* Nothing is in it, and nothing on its way out. */
 bool quarantine_empty(const struct quarantine *quarantine);

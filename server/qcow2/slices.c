@@ -300,6 +300,7 @@ int co_slice_get(struct slice_cache *cache, enum slice_kind kind, host_off offse
             if (!slice) {
                 return -ENOMEM;
             }
+            cache->misses++;
             int ret = co_load(cache, slice);
             if (ret < 0) {
                 return ret;
@@ -312,6 +313,7 @@ int co_slice_get(struct slice_cache *cache, enum slice_kind kind, host_off offse
         }
         if (!slice->loading) {
             slice->referenced = true;
+            cache->hits++;
             *out = slice;
             return 0;
         }

@@ -51,6 +51,8 @@ struct slice_cache {
     uint32_t capacity;
     uint32_t count;
     uint32_t dirty_count[SLICE_KINDS];
+    uint64_t hits;
+    uint64_t misses;
     struct slice **buckets;
     uint32_t bucket_mask;
     struct list clean; /* coldest first */

@@ -57,6 +57,7 @@ struct loop {
     unsigned pending; /* operations of loop_sqe() that have not completed */
     struct list hooks;
     struct timer_heap timers;
+    uint64_t turn_ns; /* 0: nobody has asked in this turn */
 
     /*
      * By the number of pending operations, modulo their count: the wait for a disk is another than
@@ -364,6 +365,14 @@ uint64_t loop_now_ns(const struct loop *loop)
     return (uint64_t)now.tv_sec * 1000000000U + (uint64_t)now.tv_nsec;
 }
 
+uint64_t loop_turn_ns(struct loop *loop)
+{
+    if (loop->turn_ns == 0) {
+        loop->turn_ns = loop_now_ns(loop);
+    }
+    return loop->turn_ns;
+}
+
 void loop_timer_start(struct loop *loop, struct world_timer *timer, uint64_t deadline_ns)
 {
     timer_heap_insert(&loop->timers, timer, deadline_ns);
@@ -592,6 +601,7 @@ static void submit_and_wait(struct loop *loop)
 /* Does not wait once `*enough` is true. */
 static void turn(struct loop *loop, const bool *enough)
 {
+    loop->turn_ns = 0;
     coro_run_some(RESUMPTIONS_PER_TURN);
     if (!list_empty(&loop->hooks)) {
         run_hooks(loop);

@@ -88,6 +88,8 @@ int loop_watch_signals(struct loop *loop, const sigset_t *signals,
 
 /* As in world.h: starting an armed timer moves it, stopping one that is not armed is fine. */
 uint64_t loop_now_ns(const struct loop *loop);
+/* The time at which somebody first asked in the present turn: one look at the clock for all. */
+uint64_t loop_turn_ns(struct loop *loop);
 void loop_timer_start(struct loop *loop, struct world_timer *timer, uint64_t deadline_ns);
 void loop_timer_stop(struct loop *loop, struct world_timer *timer);
 

@@ -176,6 +176,9 @@ static int allow_removing(struct sandbox *sandbox, const struct confinement_leav
     if (result == 0 && leavings->control_socket) {
         result = sandbox_allow_around(sandbox, leavings->control_socket, SANDBOX_REMOVE_FILES, err);
     }
+    if (result == 0 && leavings->metrics_socket) {
+        result = sandbox_allow_around(sandbox, leavings->metrics_socket, SANDBOX_REMOVE_FILES, err);
+    }
     if (result == 0 && leavings->pid_file) {
         result = sandbox_allow_around(sandbox, leavings->pid_file, SANDBOX_REMOVE_FILES, err);
     }

@@ -25,6 +25,7 @@ struct confinement {
 struct confinement_leavings {
     const char *socket;
     const char *control_socket;
+    const char *metrics_socket;
     const char *directory; /* the socket's, if it was made for it */
     const char *pid_file;
 };
