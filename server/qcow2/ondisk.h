@@ -89,6 +89,7 @@ struct qcow2_disk_extension {
 #define QCOW2_EXT_BITMAPS        0x23852875U
 #define QCOW2_EXT_CRYPTO         0x0537be77U
 #define QCOW2_EXT_DATA_FILE      0x44415441U
+#define QCOW2_EXT_SPARE          0x71637370U /* 'qcsp', our own: room for others (header_extension.h) */
 
 struct qcow2_disk_feature_name {
     uint8_t type; /* 0 incompatible, 1 compatible, 2 autoclear */
