@@ -31,7 +31,7 @@ static int add_argument(json_t *arguments, const char *text)
 {
     const char *equals = strchr(text, '=');
     bool is_json = equals && equals > text && equals[-1] == ':';
-    size_t name_len = equals ? (size_t)(equals - text) - is_json : 0;
+    size_t name_len = equals ? (size_t)((is_json ? equals - 1 : equals) - text) : 0;
     if (name_len == 0) {
         log_error("'%s': must be NAME=VALUE, or NAME:=JSON", text);
         return -EINVAL;
