@@ -1,27 +1,23 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * `qcowd ctl`: one command for a running server, over its control socket. A client like any other:
- * it blocks, on a thread with nothing else to do. What comes back is shown as a table where it is a
- * list of things, else as lines; --json shows it as it came.
+ * `qcowd ctl`: one command for a running server, over its control socket. What comes back is shown
+ * as a table where it is a list of things, else as lines; --json shows it as it came.
  */
 #include <errno.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <unistd.h>
 
 #include "base/check.h"
 #include "base/log.h"
 #include "cmd/commands.h"
+#include "cmd/ctl_top.h"
+#include "cmd/qmp_client.h"
 
 /* The server could not be reached, or did not speak QMP. */
 #define EXIT_UNREACHABLE 2
-/* A server that says nothing for so long is none. Commands may wait for clients that leave. */
-#define GREETING_TIMEOUT_S 10
-#define COLUMNS_MAX        24U
+#define COLUMNS_MAX      24U
 
 /* ---- What is said ---- */
 
@@ -67,90 +63,6 @@ static json_t *make_command(char **words, int count)
         }
     }
     return json_pack("{s:s,s:o}", "execute", words[0], "arguments", arguments);
-}
-
-/* ---- The wire ---- */
-
-static FILE *reach(const char *path)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    struct timeval timeout = {.tv_sec = GREETING_TIMEOUT_S};
-    if (strlen(path) >= sizeof(address.sun_path)) {
-        log_error("%s: the path of a socket has %zu bytes at most", path,
-                  sizeof(address.sun_path) - 1);
-        return NULL;
-    }
-    strcpy(address.sun_path, path);
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
-        log_error("%s: cannot connect: %s", path, strerror(errno));
-        if (fd >= 0) {
-            close(fd);
-        }
-        return NULL;
-    }
-    (void)setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout));
-    FILE *server = fdopen(fd, "r+");
-    if (!server) {
-        close(fd);
-    }
-    return server;
-}
-
-static bool say(FILE *server, json_t *what)
-{
-    fseek(server, 0, SEEK_CUR); /* C wants it between reading and writing */
-    return json_dumpf(what, server, JSON_COMPACT) == 0 && fputs("\r\n", server) >= 0 &&
-           fflush(server) == 0;
-}
-
-/* The next line that has `key`, or an error; events and greetings pass by. NULL: there is none. */
-static json_t *hear(FILE *server, const char *key)
-{
-    char *line = NULL;
-    size_t size = 0;
-    json_t *heard = NULL;
-    while (!heard && getline(&line, &size, server) > 0) {
-        heard = json_loads(line, 0, NULL);
-        if (!json_object_get(heard, key) && !json_object_get(heard, "error")) {
-            bool other = json_object_get(heard, "event") || json_object_get(heard, "QMP");
-            json_decref(heard);
-            heard = NULL;
-            if (!other) {
-                break;
-            }
-        }
-    }
-    free(line);
-    return heard;
-}
-
-/* What the server answers; NULL: it is out of reach, which has been logged. */
-static json_t *ask(const char *path, json_t *command)
-{
-    struct timeval for_ever = {0};
-    FILE *server = reach(path);
-    if (!server) {
-        return NULL;
-    }
-    json_t *negotiate = json_pack("{s:s}", "execute", "qmp_capabilities");
-    json_t *greeting = hear(server, "QMP");
-    json_t *negotiated = greeting && say(server, negotiate) ? hear(server, "return") : NULL;
-    json_t *answer = NULL;
-    if (!negotiated) {
-        log_error("%s: what listens there does not speak QMP", path);
-    } else {
-        (void)setsockopt(fileno(server), SOL_SOCKET, SO_RCVTIMEO, &for_ever, sizeof(for_ever));
-        answer = say(server, command) ? hear(server, "return") : NULL;
-        if (!answer) {
-            log_error("%s: the server ended without an answer", path);
-        }
-    }
-    json_decref(negotiate);
-    json_decref(greeting);
-    json_decref(negotiated);
-    fclose(server);
-    return answer;
 }
 
 /* ---- What is shown ---- */
@@ -247,8 +159,22 @@ static void print_people(json_t *result)
     }
 }
 
+static json_t *ask(const char *path, json_t *command)
+{
+    struct qmp_client client;
+    json_t *answer = NULL;
+    if (qmp_client_open(&client, path) == 0) {
+        answer = qmp_client_ask(&client, command);
+        qmp_client_close(&client);
+    }
+    return answer;
+}
+
 int cmd_ctl(const struct config *config)
 {
+    if (strcmp(config->operands[1], "top") == 0) {
+        return ctl_top(config->image, config->operands + 2, config->operand_count - 2);
+    }
     json_t *command = make_command(config->operands + 1, config->operand_count - 1);
     if (!command) {
         return EXIT_FAILURE;
