@@ -42,6 +42,8 @@ static int run_command(const struct config *config)
         return cmd_ctl(config);
     case COMMAND_RESIZE:
         return cmd_resize(config);
+    case COMMAND_BITMAP:
+        return cmd_bitmap(config);
     case COMMAND_HELP:
         options_print_help(stdout);
         return EXIT_SUCCESS;

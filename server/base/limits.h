@@ -63,8 +63,13 @@
 #define LIMIT_SNAPSHOTS            65536U
 #define LIMIT_SNAPSHOT_TABLE_BYTES (64ULL * MIB)
 /* L1 tables of all snapshots together: read once when an image is opened for writing. */
-#define LIMIT_SNAPSHOT_L1_BYTES  (1ULL * GIB)
-#define LIMIT_BACKING_NAME_BYTES 1023U
+#define LIMIT_SNAPSHOT_L1_BYTES (1ULL * GIB)
+/* Persistent bitmaps: their directory, one table, and the bits of all of them in memory. */
+#define LIMIT_BITMAP_DIRECTORY_BYTES (64ULL * MIB)
+#define LIMIT_BITMAP_TABLE_BYTES     (1ULL * GIB)
+#define LIMIT_BITMAP_BITS_BYTES      (512ULL * MIB)
+#define LIMIT_BITMAPS                65535U
+#define LIMIT_BACKING_NAME_BYTES     1023U
 /* What checking one image may hold in memory: about 4 bytes for each host cluster in use. */
 #define LIMIT_CHECK_BYTES (4ULL * GIB)
 /* Images in one backing chain. */

@@ -47,6 +47,7 @@ extern const struct option_group check_options_group;
 extern const struct option_group info_options_group;
 extern const struct option_group ctl_options;
 extern const struct option_group resize_options_group;
+extern const struct option_group bitmap_options_group;
 
 /* "OPTION 'VALUE': must be ALLOWED", whatever bytes the value has. Returns -EINVAL. */
 int option_refuse_value(const char *option, const char *value, const char *allowed,

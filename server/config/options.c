@@ -21,10 +21,11 @@
 #define OPERAND_VALUE 1
 #define OPTIONS_MAX   96U
 /* Of ctl: the socket, the command, and what it may be given. */
-#define CTL_OPERANDS_MAX 64
-#define GROUPS_MAX       8U
-#define HELP_TEXT_COLUMN 30
-#define HELP_INDENT      "                              "
+#define CTL_OPERANDS_MAX    64
+#define BITMAP_OPERANDS_MAX 1026 /* what is done, IMAGE, and a thousand names or so */
+#define GROUPS_MAX          8U
+#define HELP_TEXT_COLUMN    30
+#define HELP_INDENT         "                              "
 
 static_assert(sizeof(HELP_INDENT) - 1 == HELP_TEXT_COLUMN, "continued lines stand below the first");
 
@@ -88,6 +89,7 @@ static const struct command_syntax syntaxes[] = {
     {"info", COMMAND_INFO, 1, {&info_options_group}},
     {"ctl", COMMAND_CTL, CTL_OPERANDS_MAX, {&ctl_options}},
     {"resize", COMMAND_RESIZE, 2, {&resize_options_group}},
+    {"bitmap", COMMAND_BITMAP, BITMAP_OPERANDS_MAX, {&bitmap_options_group}},
 };
 
 /* A command's options as getopt wants them. */
@@ -141,6 +143,9 @@ void options_print_help(FILE *out)
           "       qcowd info [--json] IMAGE\n"
           "       qcowd ctl [--json] SOCKET COMMAND [NAME=VALUE...]\n"
           "       qcowd resize [--shrink] IMAGE SIZE\n"
+          "       qcowd bitmap add|remove|clear|enable|disable IMAGE NAME...\n"
+          "       qcowd bitmap merge [-b FILE] IMAGE NAME SOURCE...\n"
+          "       qcowd bitmap list [--json] IMAGE\n"
           "\n"
           "Serves qcow2 images over NBD, in the foreground, until SIGTERM.\n"
           "\n",

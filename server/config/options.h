@@ -34,6 +34,7 @@ enum command {
     COMMAND_INFO,
     COMMAND_CTL,
     COMMAND_RESIZE,
+    COMMAND_BITMAP,
     COMMAND_HELP,
     COMMAND_VERSION,
 };
@@ -123,6 +124,25 @@ struct resize_config {
     enum backing_format backing_format;
 };
 
+enum bitmap_command {
+    BITMAP_COMMAND_ADD,
+    BITMAP_COMMAND_REMOVE,
+    BITMAP_COMMAND_CLEAR,
+    BITMAP_COMMAND_ENABLE,
+    BITMAP_COMMAND_DISABLE,
+    BITMAP_COMMAND_MERGE,
+    BITMAP_COMMAND_LIST,
+};
+
+struct bitmap_config {
+    enum bitmap_command command;
+    uint8_t granularity_bits; /* 0: not given */
+    bool disabled;
+    const char *source_image; /* of what is merged; NULL: the same image */
+    char **names;             /* in the order of the command line */
+    size_t name_count;
+};
+
 /* Strings point into argv, but for those of exports. Only the chosen command's part means anything.
  */
 struct config {
@@ -134,6 +154,7 @@ struct config {
     struct serve_config serve;
     struct create_config create;
     struct resize_config resize;
+    struct bitmap_config bitmap;
     enum check_repair repair;
     bool json;
     char **operands; /* IMAGE and what follows it */

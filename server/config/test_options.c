@@ -142,6 +142,45 @@ START_TEST(test_resize)
 }
 END_TEST
 
+START_TEST(test_bitmap)
+{
+    const struct bitmap_config *bitmap = &line.config.bitmap;
+    expect_ok("bitmap|add|disk|a|b|c");
+    ck_assert_int_eq((int)line.config.command, (int)COMMAND_BITMAP);
+    ck_assert_int_eq((int)bitmap->command, (int)BITMAP_COMMAND_ADD);
+    ck_assert_str_eq(line.config.image, "disk");
+    ck_assert_uint_eq(bitmap->name_count, 3);
+    ck_assert_str_eq(bitmap->names[2], "c");
+    ck_assert_uint_eq(bitmap->granularity_bits, 0);
+    expect_ok("bitmap|add|--disabled|-g|64k|disk|a");
+    ck_assert_uint_eq(bitmap->granularity_bits, 16);
+    ck_assert(bitmap->disabled);
+    expect_ok("bitmap|add|disk|a|--granularity=2G");
+    ck_assert_uint_eq(bitmap->granularity_bits, 31);
+    expect_ok("bitmap|merge|-b|other|disk|a|s|t");
+    ck_assert_str_eq(bitmap->source_image, "other");
+    ck_assert_uint_eq(bitmap->name_count, 3);
+    expect_ok("bitmap|list|--json|disk");
+    ck_assert(line.config.json);
+    ck_assert_uint_eq(bitmap->name_count, 0);
+
+    expect_refused("bitmap", "no image");
+    expect_refused("bitmap|ad|disk|a", "add, remove, clear, enable, disable, merge or list");
+    expect_refused("bitmap|add", "too few");
+    expect_refused("bitmap|add|disk", "bitmap add: too few arguments: qcowd bitmap add IMAGE NAME");
+    expect_refused("bitmap|merge|disk|a", "too few");
+    expect_refused("bitmap|list|disk|a", "too many");
+    expect_refused("bitmap|list||", "too ");
+    expect_refused("bitmap|add|-g|3k|disk|a", "512 to 2G");
+    expect_refused("bitmap|add|-g|256|disk|a", "512 to 2G");
+    expect_refused("bitmap|add|-g|4G|disk|a", "512 to 2G");
+    expect_refused("bitmap|clear|-g|64k|disk|a", "--granularity");
+    expect_refused("bitmap|clear|--disabled|disk|a", "--disabled");
+    expect_refused("bitmap|clear|-b|x|disk|a", "--source-file");
+    expect_refused("bitmap|clear|--json|disk|a", "--json");
+}
+END_TEST
+
 START_TEST(test_limits)
 {
     const struct serve_limits *limits = &line.config.serve.limits;
@@ -562,6 +601,7 @@ int main(void)
     tcase_add_test(tests, test_serve_all_options);
     tcase_add_test(tests, test_limits);
     tcase_add_test(tests, test_resize);
+    tcase_add_test(tests, test_bitmap);
     tcase_add_test(tests, test_limits_out_of_range);
     tcase_add_test(tests, test_limits_fit_together);
     tcase_add_test(tests, test_tls);

@@ -171,6 +171,25 @@ static int co_examine(struct check_state *state)
     return 0;
 }
 
+/* Damaged bitmaps go first: what is left is examined anew, and their clusters are leaks. */
+static int co_drop_bitmaps(struct check_state *state, bool *repaired)
+{
+    const struct check_state old = *state;
+    uint32_t dropped = 0;
+    int rc = co_check_drop_bitmaps(state, &dropped);
+    if (rc < 0 || dropped == 0) {
+        return rc;
+    }
+    char line[96];
+    snprintf(line, sizeof(line), "%" PRIu32 " damaged bitmaps are dropped", dropped);
+    check_note(state, line);
+    *repaired = true;
+    state_free(state);
+    state_init(state, old.disk, old.header, old.options, old.result, old.err);
+    state->quiet = true;
+    return co_examine(state);
+}
+
 /* Examines; repairs what options ask for. *repaired: the image was written to. */
 static int co_examine_and_repair(struct disk *disk, struct header *header,
                                  const struct check_options *options, struct check_result *result,
@@ -180,11 +199,19 @@ static int co_examine_and_repair(struct disk *disk, struct header *header,
 
     state_init(&state, disk, header, options, result, err);
     int rc = co_examine(&state);
+    struct check_result found = *result;
+    if (rc == 0 && options->repair == CHECK_REPAIR_ALL && result->corruptions &&
+        header->bitmap_count > 0) {
+        rc = co_drop_bitmaps(&state, repaired);
+    }
     if (rc == 0 && options->repair != CHECK_ONLY && (result->corruptions || result->leaks)) {
         *repaired = true;
         rc = co_check_repair(&state);
     }
     state_free(&state);
+    /* What went with a bitmap is mended, too. */
+    result->corruptions = MAX_OF(result->corruptions, found.corruptions);
+    result->leaks = MAX_OF(result->leaks, found.leaks);
     return rc;
 }
 

@@ -46,7 +46,8 @@ struct check_options {
  * be non-zero). -EIO, -ENOMEM, ...: it could not be carried out; err says why. Repair order keeps
  * O1 at every moment: counts go up and are durable before anything relies on them, down after; a
  * rebuild writes new refcount blocks and table into free space past the end, flushes, then switches
- * the header. Repair all also corrects COPIED flags, and clears the dirty and corrupt bits once
+ * the header. Repair all also corrects COPIED flags, drops damaged bitmaps
+ * and keeps the others, and clears the dirty and corrupt bits once
  * nothing corrupt is left. Entries that point nowhere sane are reported and left (reads of them
  * give EIO), unless they can be zeroed without losing data. While such entries are left, leaks are
  * kept (they may be what those entries once led to), and the file is not made to grow over clusters

@@ -83,6 +83,12 @@ int check_failed(struct check_state *state, int rc, const char *what);
  */
 int co_check_read(struct check_state *state, uint64_t offset, void *buf, size_t len, bool *is_hole);
 
+/*
+ * check_bitmaps.c: drops the bitmaps that the walk has found to be damaged, and keeps the others;
+ * *dropped: how many. Where a crash ends that, the image has none. May suspend.
+ */
+int co_check_drop_bitmaps(struct check_state *state, uint32_t *dropped);
+
 /* check_walk.c: fills the maps, the refcount table and what findings it meets on the way. */
 int co_check_walk(struct check_state *state);
 

@@ -10,13 +10,12 @@
 
 #include "base/bytes.h"
 #include "base/limits.h"
+#include "qcow2/bitmap_directory.h"
 #include "qcow2/check_state.h"
 #include "qcow2/map.h"
 
-#define CHUNK_BYTES              (1024U * 1024U)
-#define BITMAP_RESERVED          0xff000000000001feULL
-#define BITMAP_TABLE_ENTRIES_MAX 0x8000000U
-#define EXTENDED_ALLOCATED       0x00000000ffffffffULL
+#define CHUNK_BYTES        (1024U * 1024U)
+#define EXTENDED_ALLOCATED 0x00000000ffffffffULL
 
 /*
  * References.
@@ -477,7 +476,7 @@ static int visit_bitmap_entry(struct check_state *state, uint64_t at, uint64_t e
     uint64_t offset = entry & QCOW2_L2_OFFSET;
     (void)active;
 
-    if ((entry & BITMAP_RESERVED) || (offset && (entry & 1))) {
+    if ((entry & QCOW2_BITMAP_TABLE_RESERVED) || (offset && (entry & 1))) {
         state->damaged_entries++;
         check_corruption(
             state, "bitmap table entry at 0x%" PRIx64 " is 0x%016" PRIx64 ": reserved bits are set",
@@ -526,18 +525,29 @@ static void take_bitmap_directory(struct check_state *state, const uint8_t *dire
             return;
         }
         at += entry_len;
-        if (entries > BITMAP_TABLE_ENTRIES_MAX || table == 0 ||
-            !host_is_aligned(state->geo, (host_off){table}) ||
-            (entries > 0 && !is_in_file(state, table, entries * sizeof(be64_t)))) {
+        struct errtext why;
+        if (bitmap_entry_judge(&raw, i, state->geo, state->disk->size_bytes, state->path, &why) <
+            0) {
             state->damaged_entries++;
-            check_corruption(state,
-                             "bitmap directory entry %" PRIu32 ": table of %" PRIu64
-                             " entries at 0x%" PRIx64 " is not aligned, or outside of the file",
-                             i, entries, table);
+            check_corruption(state, "%s", why.text);
             continue;
         }
         table_set_add(set, table, entries, false);
     }
+}
+
+/* What only shows when all entries are known. */
+static int co_judge_names(struct check_state *state)
+{
+    struct bitmap_directory directory;
+    struct errtext why;
+    int rc = co_bitmap_directory_read(state->disk, state->header, &directory, &why);
+    if (rc == -EINVAL) {
+        check_corruption(state, "%s", why.text);
+        return 0;
+    }
+    bitmap_directory_free(&directory);
+    return rc < 0 ? check_failed(state, rc, "reading the bitmap directory") : 0;
 }
 
 static int co_walk_bitmaps(struct check_state *state)
@@ -566,8 +576,12 @@ static int co_walk_bitmaps(struct check_state *state)
         }
     }
     if (rc == 0) {
+        uint64_t before = state->result->corruptions;
         take_bitmap_directory(state, directory, &set);
         rc = co_sweep(state, &set, visit_bitmap_entry);
+        if (rc == 0 && state->result->corruptions == before) {
+            rc = co_judge_names(state);
+        }
     }
     free(directory);
     free(set.edges);

@@ -389,6 +389,13 @@ int co_commit(struct qcow2 *q)
     return co_commit_mode(q, false);
 }
 
+int co_commit_counts(struct qcow2 *q)
+{
+    int ret = co_commit_mode(q, true);
+    /* Where no count was dirty, only the file with the guest's data has been flushed. */
+    return ret < 0 || q->data == q->disk ? ret : co_fsync(q);
+}
+
 int co_commit_all(struct qcow2 *q)
 {
     for (;;) {

@@ -27,6 +27,12 @@ struct qcow2;
 int co_commit(struct qcow2 *q);
 
 /*
+ * As co_commit(), and counts are on disk, too, where no mapping of the guest's has changed: before
+ * something else names what was allocated. All that was written to the image file is durable.
+ */
+int co_commit_counts(struct qcow2 *q);
+
+/*
  * For close: commits until counts, too, are on disk and the quarantine is empty. No request may
  * run.
  */

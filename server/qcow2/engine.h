@@ -9,6 +9,7 @@
  *   commit.c   slices and tables to disk in two waves -> quarantine (release) -> alloc
  *   room.c     where one of these found no room: commit, quarantine, alloc, and again
  *   resize.c   l1 -> discard.c, or map (drop) -> commit -> header
+ *   bitmaps.c  bitmap_store -> alloc -> commit -> header_extension -> quarantine
  *
  * The laws (O1..O10) are those of the README; each is marked where it is kept. What never happens
  * here: metadata I/O on the write path, a wait for a request that touches no common cluster, a read
@@ -24,6 +25,7 @@
 #include "image.h"
 #include "io/world.h"
 #include "qcow2/alloc.h"
+#include "qcow2/bitmaps.h"
 #include "qcow2/geometry.h"
 #include "qcow2/header.h"
 #include "qcow2/metamap.h"
@@ -126,6 +128,7 @@ struct qcow2 {
     struct group background;
     struct co_mutex header_lock;
     struct co_mutex resize_lock;
+    struct bitmaps bitmaps; /* of the top image only */
 
     struct inflated inflated[INFLATED_MAX];
     uint64_t inflated_clock;

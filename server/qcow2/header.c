@@ -724,6 +724,16 @@ static int admit_data_file(const struct header *header, const char *path, struct
     return 0;
 }
 
+static int admit_changes(const struct header *header, const char *path, struct errtext *err)
+{
+    if (header->incompatible & QCOW2_INCOMPAT_CORRUPT) {
+        return err_set(err, EIO,
+                       "%s: the image is marked corrupt: run `qcowd check --repair all` first",
+                       path);
+    }
+    return 0;
+}
+
 int header_admit(const struct header *header, enum header_purpose purpose, const char *path,
                  struct errtext *err)
 {
@@ -737,6 +747,9 @@ int header_admit(const struct header *header, enum header_purpose purpose, const
     }
     if (purpose == HEADER_FOR_CHECK) {
         return 0;
+    }
+    if (purpose == HEADER_FOR_BITMAPS) {
+        return admit_changes(header, path, err);
     }
     if (header->crypt_method != QCOW2_CRYPT_NONE) {
         return err_set(err, ENOTSUP,
@@ -761,12 +774,7 @@ int header_admit(const struct header *header, enum header_purpose purpose, const
                        "supported",
                        path);
     }
-    if (header->incompatible & QCOW2_INCOMPAT_CORRUPT) {
-        return err_set(err, EIO,
-                       "%s: the image is marked corrupt: run `qcowd check --repair all` first",
-                       path);
-    }
-    return 0;
+    return admit_changes(header, path, err);
 }
 
 /*

@@ -59,7 +59,13 @@ struct header {
 };
 
 /* Why the image is opened decides how strict header_admit() is. */
-enum header_purpose { HEADER_FOR_INFO, HEADER_FOR_CHECK, HEADER_FOR_READING, HEADER_FOR_WRITING };
+enum header_purpose {
+    HEADER_FOR_INFO,
+    HEADER_FOR_CHECK,
+    HEADER_FOR_BITMAPS, /* to change them, and nothing else */
+    HEADER_FOR_READING,
+    HEADER_FOR_WRITING,
+};
 
 /*
  * Reads and validates header, extensions and snapshot table. The caller ends *header with
@@ -77,9 +83,10 @@ void header_free(struct header *header);
  * name that the image's feature name table gives them (co_header_read keeps the table's answer in
  * header->unknown_feature). Encryption: -ENOTSUP for reading and writing. An external data file
  * without a name, with snapshots, or raw and with a backing file: -EINVAL for reading and writing.
- * Persistent bitmaps (autoclear bit 0): -ENOTSUP for writing. Corrupt bit: -EIO for writing, says
- * to run `qcowd check --repair all`. zstd without libzstd built in: -ENOTSUP. Info and check see
- * everything but unknown incompatible features (check) or all (info). Does not suspend.
+ * Persistent bitmaps (autoclear bit 0): -ENOTSUP for writing. Corrupt bit: -EIO for writing and for
+ * bitmaps, says to run `qcowd check --repair all`. zstd without libzstd built in: -ENOTSUP. Info
+ * and check see everything but unknown incompatible features (check) or all (info). Does not
+ * suspend.
  */
 int header_admit(const struct header *header, enum header_purpose purpose, const char *path,
                  struct errtext *err);

@@ -18,7 +18,7 @@
 
 #define SECTOR_BYTES 512U
 #define HEAD_BYTES   ((uint32_t)sizeof(struct qcow2_disk_extension))
-#define NO_SPARE     UINT32_MAX
+#define NO_ROOM      UINT32_MAX
 
 /* The first cluster, and what its parts are. */
 struct area {
@@ -198,20 +198,21 @@ static uint32_t spare_before(uint32_t at, uint32_t len)
     return start - HEAD_BYTES - at;
 }
 
-/* A spare extension that takes the new one, with nothing or a spare's head left over. */
-static uint32_t find_spare(const struct area *area, uint32_t len)
+/* An extension of this type, not needed, that takes the new one, and a spare's head if there is a
+ * rest. */
+static uint32_t find_room(const struct area *area, uint32_t type, uint32_t len)
 {
     for (uint32_t at = area->start; is_extension(area, at); at = behind(area, at)) {
-        if (type_at(area, at) == QCOW2_EXT_SPARE && padded(len) <= padded(len_at(area, at)) &&
+        if (type_at(area, at) == type && padded(len) <= padded(len_at(area, at)) &&
             spare_before(at, len) == 0) {
             return at;
         }
     }
-    return NO_SPARE;
+    return NO_ROOM;
 }
 
-static int co_use_spare(struct area *area, uint32_t at, uint32_t type, const void *data,
-                        uint32_t len)
+static int co_use_room(struct area *area, uint32_t at, uint32_t type, const void *data,
+                       uint32_t len)
 {
     uint32_t rest = padded(len_at(area, at)) - padded(len);
     uint32_t data_at = at + HEAD_BYTES;
@@ -290,7 +291,7 @@ int co_header_extension_add(struct disk *disk, const struct header *header, uint
                             const void *data, uint32_t len, struct header_place *place)
 {
     struct area area;
-    uint32_t at = NO_SPARE;
+    uint32_t at = NO_ROOM;
 
     assert(type != QCOW2_EXT_END && type != QCOW2_EXT_SPARE);
     if (len > header->geo.cluster_bytes) {
@@ -299,9 +300,13 @@ int co_header_extension_add(struct disk *disk, const struct header *header, uint
     int ret = co_area_read(disk, header, &area);
     if (ret == 0) {
         assert(find_type(&area, type) == 0);
-        at = find_spare(&area, len);
-        ret = at != NO_SPARE ? co_use_spare(&area, at, type, data, len)
-                             : co_add_at_end(&area, type, data, len, &at);
+        at = find_room(&area, QCOW2_EXT_SPARE, len);
+        ret = at != NO_ROOM ? co_use_room(&area, at, type, data, len)
+                            : co_add_at_end(&area, type, data, len, &at);
+    }
+    if (ret == -ENOSPC) {
+        at = find_room(&area, QCOW2_EXT_FEATURE_NAMES, len);
+        ret = at != NO_ROOM ? co_use_room(&area, at, type, data, len) : ret;
     }
     if (ret == 0) {
         *place = (struct header_place){at + HEAD_BYTES, len};

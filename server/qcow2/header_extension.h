@@ -35,8 +35,9 @@ int co_header_extension_find(struct disk *disk, const struct header *header, uin
 /*
  * Adds an extension; there must be none of this type. It is durable on success. If it has at most
  * 512 bytes, it does not straddle two sectors, so co_header_extension_write() changes it whole or
- * not at all. The backing file's name is moved further back where it is in the way. -ENOSPC: there
- * is no room, or no end of the extensions that could move. After an error the header has the
+ * not at all. The backing file's name is moved further back where it is in the way, and names of
+ * features, which are no more than a help, give way where all else is full. -ENOSPC: there is no
+ * room, or no end of the extensions that could move. After an error the header has the
  * extension or not, and is valid. May suspend.
  */
 int co_header_extension_add(struct disk *disk, const struct header *header, uint32_t type,

@@ -14,14 +14,12 @@
 
 #include "base/bytes.h"
 #include "base/check.h"
+#include "qcow2/bitmaps.h"
 
 /* What QEMU writes at most; longer names are shown cut. */
 #define BITMAP_NAME_BYTES_MAX 1023U
 
-#define BITMAP_FLAG_IN_USE (1U << 0)
-#define BITMAP_FLAG_AUTO   (1U << 1)
-
-struct bitmap_facts {
+struct listed_bitmap {
     uint32_t flags;
     uint8_t granularity_bits;
     uint16_t name_len;
@@ -113,7 +111,7 @@ static void put_json_string(FILE *out, const char *foreign, size_t len)
  * -EINVAL: it does not fit.
  */
 static int co_read_bitmap(struct disk *disk, uint64_t *offset, uint64_t end,
-                          struct bitmap_facts *facts)
+                          struct listed_bitmap *facts)
 {
     struct qcow2_disk_bitmap raw;
     if (!range_inside(*offset, sizeof(raw), end)) {
@@ -143,7 +141,7 @@ static int co_read_bitmap(struct disk *disk, uint64_t *offset, uint64_t end,
  * All bitmaps, as an array of header->bitmap_count that the caller frees; NULL when there are none.
  */
 static int co_read_bitmaps(struct disk *disk, const struct header *header,
-                           struct bitmap_facts **bitmaps, struct errtext *err)
+                           struct listed_bitmap **bitmaps, struct errtext *err)
 {
     *bitmaps = NULL;
     if (header->bitmap_count == 0) {
@@ -157,7 +155,7 @@ static int co_read_bitmaps(struct disk *disk, const struct header *header,
                        disk->path, header->bitmap_directory_len_bytes, header->bitmap_count,
                        sizeof(struct qcow2_disk_bitmap));
     }
-    struct bitmap_facts *facts = calloc(header->bitmap_count, sizeof(*facts));
+    struct listed_bitmap *facts = calloc(header->bitmap_count, sizeof(*facts));
     if (!facts) {
         return err_set(err, ENOMEM, "%s: out of memory", disk->path);
     }
@@ -195,7 +193,7 @@ static const char *encryption_name(const struct header *header)
                                                       : "unknown";
 }
 
-static uint64_t granularity_bytes(const struct bitmap_facts *bitmap)
+static uint64_t granularity_bytes(const struct listed_bitmap *bitmap)
 {
     return bitmap->granularity_bits < 64 ? 1ULL << bitmap->granularity_bits : 0;
 }
@@ -250,15 +248,16 @@ static void text_snapshots(const struct header *header, FILE *out)
     }
 }
 
-static void text_bitmaps(const struct header *header, const struct bitmap_facts *bitmaps, FILE *out)
+static void text_bitmaps(const struct header *header, const struct listed_bitmap *bitmaps,
+                         FILE *out)
 {
     fputs("bitmaps:\n", out);
     for (uint32_t i = 0; i < header->bitmap_count; i++) {
         fputs("    name ", out);
         put_text(out, bitmaps[i].name, bitmaps[i].name_len);
         fprintf(out, ", granularity %" PRIu64 "%s%s\n", granularity_bytes(&bitmaps[i]),
-                bitmaps[i].flags & BITMAP_FLAG_AUTO ? ", auto" : "",
-                bitmaps[i].flags & BITMAP_FLAG_IN_USE ? ", in use (not saved)" : "");
+                bitmaps[i].flags & QCOW2_BITMAP_AUTO ? ", auto" : "",
+                bitmaps[i].flags & QCOW2_BITMAP_IN_USE ? ", in use (not saved)" : "");
     }
 }
 
@@ -287,7 +286,7 @@ static void text_features(const struct header *header, FILE *out)
 }
 
 static void put_info_text(const struct disk *disk, const struct header *header,
-                          uint64_t allocated_bytes, const struct bitmap_facts *bitmaps, FILE *out)
+                          uint64_t allocated_bytes, const struct listed_bitmap *bitmaps, FILE *out)
 {
     put_named_text(out, "image", disk->path);
     fputs("file format: qcow2\n", out);
@@ -339,12 +338,13 @@ static void json_snapshots(const struct header *header, FILE *out)
     fputs("\n    ]", out);
 }
 
-static void json_bitmaps(const struct header *header, const struct bitmap_facts *bitmaps, FILE *out)
+static void json_bitmaps(const struct header *header, const struct listed_bitmap *bitmaps,
+                         FILE *out)
 {
     fputs(",\n            \"bitmaps\": [", out);
     for (uint32_t i = 0; i < header->bitmap_count; i++) {
-        bool in_use = bitmaps[i].flags & BITMAP_FLAG_IN_USE;
-        bool automatic = bitmaps[i].flags & BITMAP_FLAG_AUTO;
+        bool in_use = bitmaps[i].flags & QCOW2_BITMAP_IN_USE;
+        bool automatic = bitmaps[i].flags & QCOW2_BITMAP_AUTO;
         fprintf(out, "%s\n                {\"name\": ", i ? "," : "");
         put_json_string(out, bitmaps[i].name, bitmaps[i].name_len);
         fprintf(out, ", \"granularity\": %" PRIu64 ", \"flags\": [%s%s%s]}",
@@ -354,7 +354,7 @@ static void json_bitmaps(const struct header *header, const struct bitmap_facts 
     fputs("\n            ]", out);
 }
 
-static void json_features(const struct header *header, const struct bitmap_facts *bitmaps,
+static void json_features(const struct header *header, const struct listed_bitmap *bitmaps,
                           FILE *out)
 {
     fprintf(out,
@@ -388,7 +388,7 @@ static void json_features(const struct header *header, const struct bitmap_facts
 }
 
 static void put_info_json(const struct disk *disk, const struct header *header,
-                          uint64_t allocated_bytes, const struct bitmap_facts *bitmaps, FILE *out)
+                          uint64_t allocated_bytes, const struct listed_bitmap *bitmaps, FILE *out)
 {
     fputs("{\n    \"filename\": ", out);
     put_json_string(out, disk->path, strlen(disk->path));
@@ -423,7 +423,7 @@ static void put_info_json(const struct disk *disk, const struct header *header,
 int co_qcow2_info(struct disk *disk, const struct header *header, uint64_t allocated_bytes,
                   enum info_form form, FILE *out, struct errtext *err)
 {
-    struct bitmap_facts *bitmaps;
+    struct listed_bitmap *bitmaps;
     int ret = co_read_bitmaps(disk, header, &bitmaps, err);
     if (ret < 0) {
         return ret;
@@ -436,6 +436,62 @@ int co_qcow2_info(struct disk *disk, const struct header *header, uint64_t alloc
     free(bitmaps);
     if (fflush(out) != 0 || ferror(out)) {
         return err_set(err, EIO, "cannot write the description of %s", disk->path);
+    }
+    return 0;
+}
+
+static void text_facts(const struct bitmap_facts *facts, FILE *out)
+{
+    put_text(out, facts->name, strlen(facts->name));
+    if (facts->unknown) {
+        fprintf(out, ": %s: kept, but not offered\n", facts->unknown);
+        return;
+    }
+    fprintf(out, ": granularity %" PRIu64 ", %s, ", facts->granularity_bytes,
+            facts->enabled ? "enabled" : "disabled");
+    if (facts->inconsistent) {
+        fputs("inconsistent (not saved): can only be removed\n", out);
+    } else {
+        fprintf(out, "%" PRIu64 " bytes dirty\n", facts->dirty_bytes);
+    }
+}
+
+static void json_facts(const struct bitmap_facts *facts, FILE *out)
+{
+    fputs("{\"name\": ", out);
+    put_json_string(out, facts->name, strlen(facts->name));
+    fprintf(out,
+            ", \"granularity\": %" PRIu64
+            ", \"enabled\": %s, \"inconsistent\": %s, \"unknown\": %s",
+            facts->granularity_bytes, json_bool(facts->enabled), json_bool(facts->inconsistent),
+            json_bool(facts->unknown));
+    if (!facts->unknown && !facts->inconsistent) {
+        fprintf(out, ", \"dirty-bytes\": %" PRIu64, facts->dirty_bytes);
+    }
+    fputc('}', out);
+}
+
+int qcow2_bitmaps_put(struct image *image, enum info_form form, FILE *out, struct errtext *err)
+{
+    size_t count = qcow2_bitmap_facts(image, NULL, 0);
+    struct bitmap_facts *facts = calloc(count + 1, sizeof(*facts));
+    if (!facts) {
+        return err_set(err, ENOMEM, "%s: out of memory", image->path);
+    }
+    qcow2_bitmap_facts(image, facts, count);
+    fputs(form == INFO_JSON ? "[" : "", out);
+    for (size_t i = 0; i < count; i++) {
+        if (form == INFO_JSON) {
+            fputs(i ? ",\n " : "", out);
+            json_facts(&facts[i], out);
+        } else {
+            text_facts(&facts[i], out);
+        }
+    }
+    fputs(form == INFO_JSON ? "]\n" : "", out);
+    free(facts);
+    if (fflush(out) != 0 || ferror(out)) {
+        return err_set(err, EIO, "cannot write the list of bitmaps of %s", image->path);
     }
     return 0;
 }

@@ -10,6 +10,7 @@
 #include <stdio.h>
 
 #include "base/errtext.h"
+#include "image.h"
 #include "io/world.h"
 #include "qcow2/header.h"
 
@@ -30,5 +31,11 @@ enum info_form {
  */
 int co_qcow2_info(struct disk *disk, const struct header *header, uint64_t allocated_bytes,
                   enum info_form form, FILE *out, struct errtext *err);
+
+/*
+ * Lists the bitmaps of an open image, with what is dirty in them: a line each, or as JSON an array
+ * of objects. -EIO when `out` cannot be written, -ENOMEM. Does not suspend.
+ */
+int qcow2_bitmaps_put(struct image *image, enum info_form form, FILE *out, struct errtext *err);
 
 #endif

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * Which host clusters hold metadata: header, L1, L2 tables, refcount table and blocks, snapshot
- * table, snapshots' L1 and L2 tables. Asked before each allocation and each in-place write, so that
- * no guest byte ever lands on metadata, whatever refcounts and L2 entries claim (O10). A hash set
- * of cluster numbers; pure.
+ * table, snapshots' L1 and L2 tables, bitmap directory, bitmap tables and their data. Asked before
+ * each allocation and each in-place write, so that no guest byte ever lands on metadata, whatever
+ * refcounts and L2 entries claim (O10). A hash set of cluster numbers; pure.
  */
 #ifndef QCOWD_QCOW2_METAMAP_H
 #define QCOWD_QCOW2_METAMAP_H

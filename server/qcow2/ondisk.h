@@ -128,6 +128,20 @@ struct qcow2_disk_bitmap {
     be32_t extra_data_size;
 };
 
+enum qcow2_bitmap_flags {
+    QCOW2_BITMAP_IN_USE = 1U << 0, /* was not saved: the bits on disk mean nothing */
+    QCOW2_BITMAP_AUTO = 1U << 1,   /* enabled: whoever writes records */
+    QCOW2_BITMAP_EXTRA_COMPATIBLE = 1U << 2,
+};
+
+#define QCOW2_BITMAP_TYPE_DIRTY 1U
+
+/* Bitmap table entry: bits 9-55 offset of the cluster with the bits; without one, bit 0 says what
+ * they all are. */
+#define QCOW2_BITMAP_TABLE_OFFSET   0x00fffffffffffe00ULL
+#define QCOW2_BITMAP_TABLE_RESERVED 0xff000000000001feULL
+#define QCOW2_BITMAP_TABLE_ALL_SET  1ULL
+
 /* L1 entry: bits 9-55 offset of the L2 table, bit 63 COPIED, the rest reserved (zero). */
 #define QCOW2_L1_OFFSET   0x00fffffffffffe00ULL
 #define QCOW2_L1_RESERVED 0x7f000000000001ffULL
@@ -180,6 +194,8 @@ _Static_assert(sizeof(struct qcow2_disk_bitmaps_extension) == 24, "bitmaps exten
 _Static_assert(sizeof(struct qcow2_disk_snapshot) == 40, "snapshot");
 QCOW2_ASSERT_AT(qcow2_disk_snapshot, extra_data_size, 36);
 _Static_assert(sizeof(struct qcow2_disk_bitmap) == 24, "bitmap");
+QCOW2_ASSERT_AT(qcow2_disk_bitmap, flags, 12);
+QCOW2_ASSERT_AT(qcow2_disk_bitmap, extra_data_size, 20);
 _Static_assert(sizeof(struct qcow2_disk_l2_extended) == 16, "extended L2 entry");
 
 #endif

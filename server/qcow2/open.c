@@ -117,6 +117,7 @@ static void layer_free(struct qcow2 *q)
         return;
     }
     slice_cache_free(&q->cache);
+    bitmaps_free(q);
     quarantine_free(&q->quarantine);
     metamap_free(&q->metamap);
     metamap_free(&q->snapshot_tables);
@@ -184,6 +185,15 @@ static const struct image_ops qcow2_ops = {
     .co_flush = co_qcow2_flush,
     .co_extents = co_qcow2_extents,
     .co_statistics = co_qcow2_statistics,
+    .bitmap_list = qcow2_bitmap_list,
+    .co_bitmap_extents = co_qcow2_bitmap_extents,
+    .co_close = co_qcow2_close,
+};
+
+/* Without the files that guest data comes from (bitmaps_only). */
+static const struct image_ops bitmaps_only_ops = {
+    .bitmap_list = qcow2_bitmap_list,
+    .co_bitmap_extents = co_qcow2_bitmap_extents,
     .co_close = co_qcow2_close,
 };
 
@@ -427,8 +437,11 @@ static int co_read_header(struct qcow2 *q, bool writable, struct errtext *err)
     if (ret < 0) {
         return ret;
     }
-    ret =
-        header_admit(&q->header, writable ? HEADER_FOR_WRITING : HEADER_FOR_READING, q->path, err);
+    enum header_purpose purpose = writable ? HEADER_FOR_WRITING : HEADER_FOR_READING;
+    if (q->options.bitmaps_only) {
+        purpose = writable ? HEADER_FOR_BITMAPS : HEADER_FOR_CHECK;
+    }
+    ret = header_admit(&q->header, purpose, q->path, err);
     if (ret == 0 && writable && (q->header.incompatible & QCOW2_INCOMPAT_DIRTY)) {
         ret = co_repair_dirty(q, err);
     }
@@ -455,6 +468,8 @@ static int layer_init(struct qcow2 *q, struct errtext *err)
     co_mutex_init(&q->l1.lock);
     co_mutex_init(&q->header_lock);
     co_mutex_init(&q->resize_lock);
+    co_mutex_init(&q->bitmaps.lock);
+    q->bitmaps.next_id = 1;
     co_mutex_init(&q->room_line);
     group_init(&q->background);
     budget_init(&q->changers, MAX_OF(capacity / (4 * SLICES_PER_CHANGER), 2U));
@@ -478,7 +493,7 @@ static int co_open_layer(struct world *world, const char *path,
     }
     q->world = world;
     q->options = *options;
-    q->image.ops = &qcow2_ops;
+    q->image.ops = options->bitmaps_only ? &bitmaps_only_ops : &qcow2_ops;
     q->image.read_only = !writable;
     q->path = strdup(path);
     q->image.path = q->path;
@@ -664,7 +679,11 @@ static void share_cache(struct qcow2 *top)
 /* Statement of the format: who writes without keeping an autoclear feature clears its bit first. */
 static int co_clear_autoclear(struct qcow2 *q, struct errtext *err)
 {
-    uint64_t kept = q->header.autoclear & QCOW2_AUTOCLEAR_RAW_DATA_FILE;
+    uint64_t known = QCOW2_AUTOCLEAR_RAW_DATA_FILE;
+    if (q->header.bitmap_count > 0) {
+        known |= QCOW2_AUTOCLEAR_BITMAPS;
+    }
+    uint64_t kept = q->header.autoclear & known;
 
     if (q->image.read_only || q->header.autoclear == kept) {
         return 0;
@@ -694,8 +713,11 @@ int co_qcow2_open(struct world *world, const char *path, const struct qcow2_open
     if (ret < 0) {
         return ret;
     }
-    ret = co_open_chain(q, err);
-    if (ret == 0) {
+    ret = co_bitmaps_open(q, err);
+    if (ret == 0 && !effective.bitmaps_only) {
+        ret = co_open_chain(q, err);
+    }
+    if (ret == 0 && !effective.bitmaps_only) {
         ret = co_open_data_files(q, err);
     }
     if (ret == 0) {

@@ -26,6 +26,11 @@ struct qcow2_open_options {
     uint64_t commit_interval_ms;
     /* What a backing file is, anywhere in the chain, whose format neither header nor name say. */
     enum backing_format backing_format;
+    /*
+     * Opened for a look at bitmaps, or changes to them, and nothing else: neither backing files nor
+     * an external data file are opened, and there are no calls for guest data.
+     */
+    bool bitmaps_only;
 };
 
 /*

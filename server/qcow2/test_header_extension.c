@@ -242,6 +242,30 @@ START_TEST(what_is_removed_is_used_again)
 }
 END_TEST
 
+/* Where the header is full, names of features give way. */
+START_TEST(names_of_features_give_way)
+{
+    const struct shape shape = {9, 9, -1};
+    bool added = false;
+    for (unsigned last = 1; !added; last++) {
+        build(&shape);
+        struct disk *disk = open_image();
+        world.fail_from_call = 0;
+        ck_assert_int_eq(add(disk, QCOW2_EXT_FEATURE_NAMES, 336, 1), 0);
+        ck_assert_int_eq(add(disk, TYPE + 1, 20, 1), 0);
+        world.calls = 0;
+        world.fail_with = -EIO;
+        world.fail_from_call = last;
+        added = add(disk, TYPE, 24, 2) == 0;
+        world.fail_from_call = 0;
+        check_rest(disk, &shape);
+        ck_assert(has_extension(disk, TYPE + 1, 20, 1));
+        ck_assert(has_extension(disk, TYPE, 24, 2) || !added);
+        disk_close(disk);
+    }
+}
+END_TEST
+
 START_TEST(bytes_change_in_place)
 {
     const struct shape shape = {12, 380, 0};
@@ -278,6 +302,7 @@ int main(void)
     tcase_add_test(tcase, any_step_may_be_the_last);
     tcase_add_test(tcase, a_header_without_room_stays_as_it_is);
     tcase_add_test(tcase, what_is_removed_is_used_again);
+    tcase_add_test(tcase, names_of_features_give_way);
     tcase_add_test(tcase, bytes_change_in_place);
     suite_add_tcase(suite, tcase);
     return test_suite_run(suite);
