@@ -330,6 +330,147 @@ int co_bitmap_save_new(struct qcow2 *q, struct stored_bitmap *stored, const stru
     return ret;
 }
 
+/* ---- Writing in place ---- */
+
+/* Entries of a table that were 0. */
+struct new_entries {
+    struct {
+        uint64_t index;
+        uint64_t entry;
+    } * each;
+    size_t count;
+    size_t capacity;
+};
+
+static int new_entries_add(struct new_entries *entries, uint64_t index, uint64_t entry)
+{
+    if (entries->count == entries->capacity) {
+        size_t capacity = entries->capacity * 2 + 16;
+        void *each = realloc(entries->each, capacity * sizeof(*entries->each));
+        if (!each) {
+            return -ENOMEM;
+        }
+        entries->each = each;
+        entries->capacity = capacity;
+    }
+    entries->each[entries->count].index = index;
+    entries->each[entries->count++].entry = entry;
+    return 0;
+}
+
+/* Overwrites the pages of one cluster that are being saved. */
+static int co_overwrite(struct qcow2 *q, const struct bitmap *bits, uint64_t first, uint64_t len,
+                        uint64_t offset)
+{
+    uint8_t page[BITMAP_PAGE_BYTES];
+    for (uint64_t at = 0; at < len; at += sizeof(page)) {
+        uint64_t part = MIN_OF(len - at, sizeof(page));
+        if (!bitmap_is_saving(bits, first + at, part)) {
+            continue;
+        }
+        bitmap_save(bits, first + at, page, part);
+        int ret = co_disk_write(q->disk, offset + at, page, part);
+        if (ret < 0) {
+            return engine_fail(q, -ret, "writing a bitmap");
+        }
+    }
+    return 0;
+}
+
+struct saver {
+    struct qcow2 *q;
+    const struct bitmap *bits;
+    uint8_t *bytes; /* a cluster */
+    struct cluster_list taken;
+    struct new_entries entries;
+};
+
+static int co_save_entry(struct saver *saver, uint64_t index, uint64_t entry)
+{
+    struct qcow2 *q = saver->q;
+    uint64_t first = index * q->geo.cluster_bytes;
+    uint64_t all = bitmap_serialised_bytes(saver->bits);
+    uint64_t len = MIN_OF(q->geo.cluster_bytes, all - first);
+    uint64_t fresh = 0;
+
+    if (!bitmap_is_saving(saver->bits, first, len) || entry == QCOW2_BITMAP_TABLE_ALL_SET) {
+        return 0;
+    }
+    if (entry != 0) {
+        return co_overwrite(q, saver->bits, first, len, entry & QCOW2_BITMAP_TABLE_OFFSET);
+    }
+    int ret = co_save_cluster(q, saver->bits, first, all, saver->bytes, &saver->taken, &fresh);
+    return ret < 0 || fresh == 0 ? ret : new_entries_add(&saver->entries, index, fresh);
+}
+
+static int co_save_entries(struct saver *saver, const struct stored_bitmap *stored)
+{
+    struct qcow2 *q = saver->q;
+    uint64_t end = MIN_OF(stored->table_entries,
+                          div_round_up(bitmap_serialised_bytes(saver->bits), q->geo.cluster_bytes));
+    int ret = 0;
+    uint8_t *chunk = malloc(CHUNK_BYTES);
+    if (!chunk) {
+        return -ENOMEM;
+    }
+    for (uint64_t first = 0; ret == 0 && first < end; first += CHUNK_BYTES / 8) {
+        uint64_t count = MIN_OF(end - first, CHUNK_BYTES / 8);
+        ret = co_disk_read(q->disk, stored->table_offset.bytes + first * 8, chunk, count * 8);
+        for (uint64_t i = 0; ret == 0 && i < count; i++) {
+            ret = co_save_entry(saver, first + i, get_be64(chunk + i * 8));
+        }
+    }
+    free(chunk);
+    return ret;
+}
+
+/* The entries of one sector after the other. */
+static int co_put_entries(struct qcow2 *q, const struct stored_bitmap *stored,
+                          const struct new_entries *entries)
+{
+    uint8_t sector[SECTOR_BYTES];
+    int ret = 0;
+    for (size_t i = 0; ret == 0 && i < entries->count;) {
+        uint64_t number = entries->each[i].index * 8 / SECTOR_BYTES;
+        uint64_t offset = stored->table_offset.bytes + number * SECTOR_BYTES;
+        ret = co_disk_read(q->disk, offset, sector, sizeof(sector));
+        for (;
+             ret == 0 && i < entries->count && entries->each[i].index * 8 / SECTOR_BYTES == number;
+             i++) {
+            put_be64(sector + entries->each[i].index * 8 % SECTOR_BYTES, entries->each[i].entry);
+        }
+        if (ret == 0) {
+            ret = co_disk_write(q->disk, offset, sector, sizeof(sector));
+        }
+    }
+    return ret;
+}
+
+int co_bitmap_save(struct qcow2 *q, const struct stored_bitmap *stored, const struct bitmap *bits)
+{
+    struct saver saver = {.q = q, .bits = bits, .bytes = malloc(q->geo.cluster_bytes)};
+    int ret = saver.bytes ? co_save_entries(&saver, stored) : -ENOMEM;
+
+    if (ret == 0 && saver.taken.count > 0) {
+        ret = co_commit_counts(q); /* O1, and the bits are there before an entry names them */
+    }
+    if (ret < 0) {
+        co_cluster_list_undo(q, &saver.taken);
+    } else {
+        ret = co_put_entries(q, stored, &saver.entries);
+        if (ret == 0) {
+            ret = co_disk_flush(q->disk);
+        }
+        if (ret < 0) { /* nobody knows which entries name their clusters */
+            ret = engine_fail(q, -ret, "writing the table of a bitmap");
+        }
+    }
+    cluster_list_free(&saver.taken);
+    free(saver.entries.each);
+    free(saver.bytes);
+    return ret;
+}
+
 int co_bitmap_set_flags(struct disk *disk, struct stored_bitmap *stored, uint32_t flags)
 {
     uint64_t at = stored->entry_offset + offsetof(struct qcow2_disk_bitmap, flags);

@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * The bits of persistent bitmaps on disk: tables and clusters. They are replaced, not changed: new
- * tables beside the old ones, then a new directory, then the header names it by one write of one
- * sector. Only flags change in place.
+ * The bits of persistent bitmaps on disk: tables and clusters. Two ways to change them:
+ *
+ *   in place    what was clear may become set: co_bitmap_save(). Whatever of it a crash leaves is
+ *               what was there before, and parts of what was to be added.
+ *   replaced    all else: new tables beside the old ones, then a new directory, then the header
+ *               names it by one write of one sector: co_bitmap_directory_replace().
  *
  * O1: a cluster is counted, durably, before anything on disk names it; what nothing names any more
  * goes through the quarantine. O10: all clusters of bitmaps are in the map of metadata. Sections
@@ -45,6 +48,14 @@ int co_bitmap_visit_clusters(struct disk *disk, const struct geometry *geo,
  */
 int co_bitmap_load(struct disk *disk, const struct geometry *geo,
                    const struct stored_bitmap *stored, struct bitmap *bits, struct errtext *err);
+
+/*
+ * Writes the snapshot that bitmap_snapshot() has taken of `bits` in place, durably; since the
+ * bitmap was loaded or saved nothing may have been cleared in it. The caller says
+ * bitmap_snapshot_done(). -ENOSPC, -ENOMEM: some of it may be there, the rest is not; -EIO: the
+ * image has failed (O8). One call for a bitmap at a time. May suspend.
+ */
+int co_bitmap_save(struct qcow2 *q, const struct stored_bitmap *stored, const struct bitmap *bits);
 
 /*
  * Writes `bits` into a new table of new clusters, which are noted in `taken`, and lets `stored`

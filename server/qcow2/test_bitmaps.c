@@ -409,6 +409,80 @@ START_TEST(the_first_and_the_last_bitmap)
 }
 END_TEST
 
+/* ---- In place ---- */
+
+/* Bits are added to what a bitmap has; whatever fails, no bit is lost, and none but those come. */
+static void co_save_in_place(struct rig *rig)
+{
+    static const uint64_t added[] = {2, 5, 9, 300, DISK >> 16};
+    const char *const bitmaps[] = {"few", "full"};
+    bool worked = false;
+    rig->skip_check = true;
+    co_add_dirty(rig, "few", 16, few, ARRAY_LEN(few));
+    co_change(rig, (struct bitmap_change){BITMAP_ADD, .name = "full", .granularity_bits = 9});
+    co_rig_close(rig);
+    struct test_image start = rig_get(rig, RIG_IMAGE);
+    for (unsigned skip = 0; !worked; skip++) {
+        rig_put(rig, RIG_IMAGE, &start);
+        co_rig_open(rig);
+        rig_fail(rig, fail_call, 0, skip, fail_with);
+        worked = true;
+        for (size_t i = 0; i < ARRAY_LEN(bitmaps) && worked; i++) {
+            struct bitmap *bits = &find_live(rig, bitmaps[i])->bits;
+            for (size_t k = 0; k < ARRAY_LEN(added); k++) {
+                bitmap_set(bits, added[k] << 16, MIN_OF(65536U, DISK - (added[k] << 16)));
+            }
+            bitmap_set(bits, 20 * MIB, 6 * MIB); /* whole clusters of bits, in the second one */
+            bitmap_snapshot(bits);
+            int ret = co_bitmap_save(
+                rig->q, bitmap_directory_find(&rig->q->bitmaps.directory, bitmaps[i]), bits);
+            bitmap_snapshot_done(bits, ret == 0);
+            worked = ret == 0;
+        }
+        bool failed = rig->q->failed;
+        co_rig_end(rig);
+        rig->fail_with = 0;
+        uint64_t corruptions, leaks;
+        co_rig_check(rig, &corruptions, &leaks);
+        ck_assert_uint_eq(corruptions, 0);
+        ck_assert(failed || leaks == 0);
+        co_rig_open(rig);
+        uint64_t dirty = facts_of(rig, "few").dirty_bytes;
+        uint64_t full = facts_of(rig, "full").dirty_bytes;
+        const uint64_t all = (6 + 96) * 65536 - 65536 + 512;
+        ck_assert_uint_ge(dirty, 3 * 65536);
+        ck_assert_uint_le(dirty, all);
+        ck_assert_uint_le(full, all - 65536);
+        ck_assert(!worked || (dirty == all && full == all - 65536));
+        for (size_t k = 0; k < ARRAY_LEN(few); k++) {
+            bool is_dirty = false;
+            uint64_t end;
+            bitmap_next(&find_live(rig, "few")->bits, few[k] << 16, DISK, &is_dirty, &end);
+            ck_assert(is_dirty);
+        }
+        co_rig_close(rig);
+    }
+    free(start.bytes);
+    co_rig_open(rig);
+}
+
+START_TEST(bits_are_added_in_place)
+{
+    static const struct {
+        enum rig_call call;
+        int with;
+    } kinds[] = {{RIG_WRITE, -EIO}, {RIG_WRITE, -ENOSPC}, {RIG_FLUSH, -EIO}};
+    for (size_t i = 0; i < ARRAY_LEN(kinds); i++) {
+        struct rig rig;
+        begin(&rig, cluster_sizes[_i]);
+        fail_call = kinds[i].call;
+        fail_with = kinds[i].with;
+        rig_run(&rig, co_save_in_place);
+        rig_free(&rig);
+    }
+}
+END_TEST
+
 /* ---- Hostile ones ---- */
 
 static uint64_t entry_at; /* of the first bitmap in the directory */
@@ -595,6 +669,7 @@ int main(void)
     tcase_add_test(tcase, inconsistent_ones);
     tcase_add_loop_test(tcase, each_call_may_be_the_last, 0, ARRAY_LEN(steps));
     tcase_add_test(tcase, the_first_and_the_last_bitmap);
+    tcase_add_loop_test(tcase, bits_are_added_in_place, 0, ARRAY_LEN(cluster_sizes));
     tcase_add_test(tcase, what_cannot_be_believed);
     tcase_add_test(tcase, what_newer_versions_know);
     suite_add_tcase(suite, tcase);
