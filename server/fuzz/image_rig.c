@@ -305,6 +305,8 @@ static void co_judge(struct disk *disk, struct header *header, enum check_repair
     co_describe(disk, header, INFO_JSON);
     judgement->may_write = header_admit(header, HEADER_FOR_WRITING, FUZZ_IMAGE, &err) == 0;
     fuzz_demand_line("a message", err.text);
+    judgement->may_change_bitmaps = header_admit(header, HEADER_FOR_BITMAPS, FUZZ_IMAGE, &err) == 0;
+    fuzz_demand_line("a message", err.text);
     if (header_admit(header, HEADER_FOR_CHECK, FUZZ_IMAGE, &err) < 0) {
         fuzz_demand_line("a message", err.text);
         return;

@@ -41,6 +41,7 @@ bool image_rig_damages_counts(uint8_t op);
 struct judgement {
     bool checked;   /* the check could be carried out */
     bool may_write; /* nothing that the header says forbids it */
+    bool may_change_bitmaps;
     struct check_result result;
     /* Of the corruptions: entries without COPIED whose cluster is counted once. Where one table
      * names a cluster twice, as snapshots never do, writing through one entry leaves the other like

@@ -277,6 +277,56 @@ def snapshots_seeds():
         extension(4, struct.pack(">QQ", directory, 512))
 
 
+def change(verb, name, source=0, bits=0):
+    """Verbs: add, remove, clear, enable, disable, merge."""
+    return bytes((0xc0 | verb | bits, name | source << 4))
+
+
+def table_entry(bitmap, index, cluster, all_set=0):
+    return bytes((0x80 | (bitmap + 1) % 3 | index << 2 | all_set << 4, cluster))
+
+
+def bitmaps_seeds():
+    changes = b"".join(change(verb, name, (name + 1) % 6, bits) for bits in (0, 8, 0x10)
+                       for verb, name in ((0, 3), (5, 0), (3, 1), (2, 0), (4, 3), (1, 1), (0, 4), (1, 4)))
+    for usage in range(16):
+        yield f"changes-{usage}", bytes((usage, 1)) + changes
+    directory = {
+        "table-offset": (0, struct.pack(">Q", 1 << 40)),
+        "table-unaligned": (6, b"\xff"),
+        "table-size": (8, b"\x7f\xff\xff\xff"),
+        "in-use": (15, b"\3"),
+        "flags": (12, b"\xff"),
+        "type": (16, b"\2"),
+        "granularity": (17, b"\x28"),
+        "granularity-255": (17, b"\xff"),
+        "no-name": (18, b"\0\0"),
+        "long-name": (18, b"\4\0"),
+        "extra": (20, b"\xff\xff\xff\xff"),
+        "nul": (24, b"\0"),
+        "twice": (56, b"a\0"),
+    }
+    for name, (at, data) in directory.items():
+        record = bytes((0x40 | len(data), at)) + data
+        for usage in (0, 1, 2, 3):
+            yield f"{name}-{usage}", bytes((usage, 1)) + record + changes
+    tables = {
+        "all-set": table_entry(0, 0, 0, 1),
+        "onto-l1": table_entry(0, 0, 3),
+        "onto-data": table_entry(1, 0, 6),
+        "onto-directory": table_entry(1, 0, 11),
+        "past-the-end": table_entry(2, 0, 200),
+        "beyond-the-disk": table_entry(2, 1, 16),
+        "reserved": table_entry(0, 0, 13, 1),
+        "any": bytes((0xa0,)) + b"\xff" * 8,
+    }
+    for name, record in tables.items():
+        for usage in (0, 2):
+            yield f"{name}-{usage}", bytes((usage, 1)) + record + changes
+    yield "extension", bytes((0, 1)) + damage(0, 14, 70000, 0, 1) + changes
+    yield "directory-far", bytes((2, 1)) + damage(0, 16, 1 << 50) + changes
+
+
 def text_lines(what, *lines):
     """What: 0 a command line, 1 settings of an export, 2 options of an image, 3 backing, 4 URI."""
     return bytes((what,)) + "\n".join(lines).encode()
@@ -363,6 +413,7 @@ SEEDS = {
     "backing_name": backing_name_seeds,
     "options": options_seeds,
     "snapshots": snapshots_seeds,
+    "bitmaps": bitmaps_seeds,
     "connection": connection_seeds,
     "image": image_seeds,
     "request": request_seeds,
