@@ -654,3 +654,77 @@ int co_qcow2_bitmap_change(struct image *image, const struct bitmap_change *chan
     co_mutex_unlock(&q->bitmaps.lock);
     return ret;
 }
+
+/* ---- Another size ---- */
+
+int bitmaps_check_size(const struct qcow2 *q, uint64_t size_bytes, struct errtext *err)
+{
+    const struct bitmap_directory *directory = &q->bitmaps.directory;
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < directory->count; i++) {
+        const struct stored_bitmap *stored = &directory->bitmaps[i];
+        char shown[SHOWN_BYTES];
+        if (stored->unknown) {
+            return err_set(err, ENOTSUP,
+                           "%s: bitmap '%s' is one %s: remove it before the disk is resized",
+                           q->path, shown_name(shown, stored->name), stored->unknown);
+        }
+        if (q->bitmaps.live[i].has_bits) {
+            bytes += bitmap_bytes_needed(size_bytes, stored->granularity_bits);
+        }
+    }
+    return bytes > LIMIT_BITMAP_BITS_BYTES ? refuse_bits(q, bytes, err) : 0;
+}
+
+static int co_plan_resize(struct plan *plan, uint32_t number, struct errtext *err)
+{
+    struct planned *planned = &plan->planned[number];
+    struct qcow2 *q = plan->q;
+    if (!planned->has_bits) {
+        return 0;
+    }
+    const struct bitmap *old = planned_bits(plan, planned);
+    int ret = co_plan_leave(plan, number, err);
+    if (ret < 0) {
+        return ret;
+    }
+    ret = bitmap_init(&planned->bits, old->size_bytes, old->granularity_bits);
+    if (ret == 0) {
+        planned->own_bits = true;
+        bitmap_merge(&planned->bits, old);
+        ret = bitmap_resize(&planned->bits, q->geo.size_bytes);
+    }
+    return ret < 0 ? err_set(err, ENOMEM, "%s: out of memory for a bitmap", q->path) : 0;
+}
+
+int co_bitmaps_resize(struct qcow2 *q, struct errtext *err)
+{
+    struct bitmaps *bitmaps = &q->bitmaps;
+    if (bitmaps->directory.count == 0) {
+        return 0;
+    }
+    struct plan plan;
+    co_mutex_lock(&bitmaps->lock);
+    int ret = plan_init(&plan, q, 0);
+    struct live_bitmap *live = ret == 0 ? calloc((size_t)plan.room_for + 1, sizeof(*live)) : NULL;
+    if (!live) {
+        ret = err_set(err, ENOMEM, "%s: out of memory for its bitmaps", q->path);
+    }
+    plan.bits_bytes = 0;
+    for (uint32_t i = 0; ret == 0 && i < plan.directory.count; i++) {
+        ret = co_plan_resize(&plan, i, err);
+        plan.bits_bytes +=
+            bitmap_bytes_needed(q->geo.size_bytes, plan.directory.bitmaps[i].granularity_bits);
+    }
+    if (ret == 0) {
+        ret = co_plan_write(&plan, err);
+    }
+    if (ret == 0) {
+        plan_take_effect(&plan, live);
+        live = NULL;
+    }
+    free(live);
+    plan_free(&plan);
+    co_mutex_unlock(&bitmaps->lock);
+    return ret;
+}

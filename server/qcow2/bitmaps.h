@@ -83,6 +83,20 @@ struct bitmap_change {
 };
 
 /*
+ * Whether bitmaps allow the disk another size: -ENOTSUP where one is not known here, -EFBIG where
+ * they would need too much memory; err says so. Does not suspend.
+ */
+int bitmaps_check_size(const struct qcow2 *q, uint64_t size_bytes, struct errtext *err);
+
+/*
+ * Makes bitmaps fit q->geo.size_bytes, durably: before the header has a larger size, and after it
+ * has a smaller one. What is new is dirty, as it may have been there before with other content.
+ * Inconsistent ones stay as they are. Nobody may write guest data meanwhile. Errors as of
+ * co_qcow2_bitmap_change(). May suspend.
+ */
+int co_bitmaps_resize(struct qcow2 *q, struct errtext *err);
+
+/*
  * Changes bitmaps of a writable image, one after the other in the order of the list, and all of
  * them or none: durable when it returns 0, and a crash leaves what was there before or what is
  * there after. Nobody may write guest data meanwhile. err says which bitmap and why: -EINVAL,

@@ -64,6 +64,7 @@ enum header_purpose {
     HEADER_FOR_CHECK,
     HEADER_FOR_BITMAPS, /* to change them, and nothing else */
     HEADER_FOR_READING,
+    HEADER_FOR_RESIZING, /* as for writing, and bitmaps are kept true */
     HEADER_FOR_WRITING,
 };
 

@@ -440,6 +440,8 @@ static int co_read_header(struct qcow2 *q, bool writable, struct errtext *err)
     enum header_purpose purpose = writable ? HEADER_FOR_WRITING : HEADER_FOR_READING;
     if (q->options.bitmaps_only) {
         purpose = writable ? HEADER_FOR_BITMAPS : HEADER_FOR_CHECK;
+    } else if (q->options.resize_only && writable) {
+        purpose = HEADER_FOR_RESIZING;
     }
     ret = header_admit(&q->header, purpose, q->path, err);
     if (ret == 0 && writable && (q->header.incompatible & QCOW2_INCOMPAT_DIRTY)) {

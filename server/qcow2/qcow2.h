@@ -31,6 +31,8 @@ struct qcow2_open_options {
      * an external data file are opened, and there are no calls for guest data.
      */
     bool bitmaps_only;
+    /* No calls for guest data will be made, but co_qcow2_resize(), which keeps bitmaps true. */
+    bool resize_only;
 };
 
 /*

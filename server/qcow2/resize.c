@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  *   grow     drop what is left beyond the old end -> a longer L1 -> zeroes over what would show
- *            through -> commit -> header -> the new size for all
- *   shrink   hold what goes -> header -> drop it -> commit
+ *            through -> commit -> larger bitmaps -> header -> the new size for all
+ *   shrink   hold what goes -> header -> drop it -> smaller bitmaps -> commit
  *
  * An external data file gets the disk's size, too: before the header when it grows, after it when
  * it shrinks, so that it is never shorter than the disk.
@@ -87,6 +87,9 @@ static int check_resize(const struct qcow2 *q, uint64_t size_bytes, struct errte
         return err_set(err, EIO, "%s: has failed, and takes no more changes", q->path); /* O8 */
     }
     int ret = check_size(q, size_bytes, err);
+    if (ret == 0) {
+        ret = bitmaps_check_size(q, size_bytes, err);
+    }
     return ret < 0 ? ret : check_snapshots(q, err);
 }
 
@@ -285,6 +288,9 @@ static int co_grow(struct qcow2 *q, uint64_t size_bytes, struct errtext *err)
     uint64_t old_bytes = q->geo.size_bytes;
     int ret = co_prepare_growth(q, old_bytes, size_bytes);
     if (ret == 0) {
+        ret = co_bitmaps_resize(q, err);
+    }
+    if (ret == 0) {
         ret = co_set_size(q, size_bytes);
     }
     if (ret < 0) {
@@ -292,6 +298,9 @@ static int co_grow(struct qcow2 *q, uint64_t size_bytes, struct errtext *err)
         if (!q->failed && (co_drop_beyond(q, (guest_off){old_bytes}, (guest_off){size_bytes}) < 0 ||
                            co_shrink_data_file(q, old_bytes) < 0)) {
             log_warning("%s: what was written beyond the end keeps its space", q->path);
+        }
+        if (!q->failed) {
+            co_bitmaps_resize(q, err); /* larger ones do no harm */
         }
         return err_set(err, -ret, "%s: cannot grow to %" PRIu64 " bytes: %s", q->path, size_bytes,
                        strerror(-ret));
@@ -315,6 +324,9 @@ static int co_shrink_held(struct qcow2 *q, uint64_t size_bytes, struct errtext *
     ret = co_drop_beyond(q, (guest_off){size_bytes}, (guest_off){old_bytes});
     if (ret == 0) {
         ret = co_shrink_data_file(q, size_bytes);
+    }
+    if (ret == 0) {
+        ret = co_bitmaps_resize(q, err);
     }
     if (ret < 0) {
         return err_set(err, -ret,

@@ -17,7 +17,8 @@
  * Gives an open, writable qcow2 image another size, a multiple of 512, and not 0; image->size_bytes
  * is the new one when it returns 0. What is new reads as zeroes, whatever lies below in the backing
  * chain or was left beyond the old end; on version 2, what a longer backing file would show is
- * allocated. What is beyond a new end is given back. Snapshots keep their size and their bytes, and
+ * allocated. What is beyond a new end is given back. Bitmaps get the disk's
+ * size, and what is new is dirty in them. Snapshots keep their size and their bytes, and
  * the state of a virtual machine beyond the old end stays unless the disk grows over it.
  *
  * An external data file gets the same size; a block device must have it already (-ENOSPC).

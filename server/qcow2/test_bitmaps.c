@@ -16,6 +16,7 @@
 #include "qcow2/bitmap_store.h"
 #include "qcow2/check.h"
 #include "qcow2/header_extension.h"
+#include "qcow2/resize.h"
 #include "qcow2/test_rig.h"
 
 #define DISK (40 * MIB + 512)
@@ -483,6 +484,124 @@ START_TEST(bits_are_added_in_place)
 }
 END_TEST
 
+/* ---- Another size ---- */
+
+static void co_resize(struct rig *rig, uint64_t size_bytes)
+{
+    struct errtext err = {""};
+    int ret = co_qcow2_resize(rig->image, size_bytes, &err);
+    ck_assert_msg(ret == 0, "%s", err.text);
+}
+
+static void co_check_clean(struct rig *rig)
+{
+    uint64_t corruptions, leaks;
+    co_rig_close(rig);
+    co_rig_check(rig, &corruptions, &leaks);
+    ck_assert_uint_eq(corruptions + leaks, 0);
+    co_rig_open(rig);
+}
+
+static void co_resizes(struct rig *rig)
+{
+    static const uint64_t sizes[] = {DISK + 512,     DISK + 65536, 900 * MIB, 901 * MIB,
+                                     30 * MIB + 512, 512,          40 * MIB};
+    static const uint8_t bits[] = {9, 16, 24};
+    uint64_t old = DISK;
+    char name[8];
+    co_add_dirty(rig, "few", 16, few, ARRAY_LEN(few));
+    for (size_t i = 0; i < ARRAY_LEN(bits); i++) {
+        snprintf(name, sizeof(name), "g%u", bits[i]);
+        co_change(rig,
+                  (struct bitmap_change){BITMAP_ADD, .name = name, .granularity_bits = bits[i]});
+    }
+    rig->options.bitmaps_only = false;
+    rig->options.resize_only = true;
+    co_reopen(rig);
+    for (size_t s = 0; s < ARRAY_LEN(sizes); s++) {
+        for (size_t i = 0; i < ARRAY_LEN(bits); i++) {
+            snprintf(name, sizeof(name), "g%u", bits[i]);
+            co_change(rig, (struct bitmap_change){BITMAP_CLEAR, .name = name});
+        }
+        co_resize(rig, sizes[s]);
+        co_check_clean(rig);
+        for (size_t i = 0; i < ARRAY_LEN(bits); i++) {
+            snprintf(name, sizeof(name), "g%u", bits[i]);
+            uint64_t start = round_down_to(old, 1ULL << bits[i]);
+            ck_assert_uint_eq(facts_of(rig, name).dirty_bytes,
+                              sizes[s] > old ? sizes[s] - start : 0);
+        }
+        old = sizes[s];
+    }
+    ck_assert_uint_eq(facts_of(rig, "few").dirty_bytes, 40 * MIB);
+}
+
+START_TEST(follow_the_disk)
+{
+    struct rig rig;
+    begin(&rig, cluster_sizes[_i]);
+    rig_run(&rig, co_resizes);
+    rig_free(&rig);
+}
+END_TEST
+
+static uint64_t wanted_bytes;
+
+/* Whatever fails: the old size or the new one, and no bit lost. */
+static void co_resize_failing(struct rig *rig)
+{
+    bool worked = false;
+    rig->skip_check = true;
+    co_add_dirty(rig, "few", 16, few, ARRAY_LEN(few));
+    co_rig_close(rig);
+    struct test_image start = rig_get(rig, RIG_IMAGE);
+    rig->options.bitmaps_only = false;
+    rig->options.resize_only = true;
+    for (unsigned skip = 0; !worked; skip++) {
+        struct errtext err = {""};
+        rig_put(rig, RIG_IMAGE, &start);
+        co_rig_open(rig);
+        rig_fail(rig, fail_call, 0, skip, fail_with);
+        worked = co_qcow2_resize(rig->image, wanted_bytes, &err) == 0;
+        bool failed = rig->q->failed;
+        co_rig_end(rig);
+        rig->fail_with = 0;
+        uint64_t corruptions, leaks;
+        co_rig_check(rig, &corruptions, &leaks);
+        ck_assert_uint_eq(corruptions, 0);
+        co_rig_open(rig);
+        uint64_t size = rig->image->size_bytes;
+        ck_assert(size == DISK || size == wanted_bytes);
+        ck_assert(!worked || size == wanted_bytes);
+        ck_assert(worked || failed || size == DISK || wanted_bytes < DISK);
+        uint64_t dirty = MIN_OF(size, 65536U) + (size > 1 * MIB ? 2 * 65536 : 0) +
+                         (size > DISK ? size - round_down_to(DISK, 65536) : 0);
+        uint64_t found = facts_of(rig, "few").dirty_bytes;
+        /* A larger bitmap, and the old size: the granule that would be half new is dirty. */
+        ck_assert(found == dirty || (size == DISK && !worked && found == dirty + 512));
+        co_rig_close(rig);
+    }
+    free(start.bytes);
+    co_rig_open(rig);
+}
+
+START_TEST(follow_the_disk_whatever_fails)
+{
+    static const uint64_t sizes[] = {700 * MIB, 65536};
+    static const struct {
+        enum rig_call call;
+        int with;
+    } kinds[] = {{RIG_WRITE, -EIO}, {RIG_WRITE, -ENOSPC}, {RIG_FLUSH, -EIO}};
+    struct rig rig;
+    begin(&rig, 4096);
+    wanted_bytes = sizes[_i / (int)ARRAY_LEN(kinds)];
+    fail_call = kinds[_i % (int)ARRAY_LEN(kinds)].call;
+    fail_with = kinds[_i % (int)ARRAY_LEN(kinds)].with;
+    rig_run(&rig, co_resize_failing);
+    rig_free(&rig);
+}
+END_TEST
+
 /* ---- Hostile ones ---- */
 
 static uint64_t entry_at; /* of the first bitmap in the directory */
@@ -670,6 +789,8 @@ int main(void)
     tcase_add_loop_test(tcase, each_call_may_be_the_last, 0, ARRAY_LEN(steps));
     tcase_add_test(tcase, the_first_and_the_last_bitmap);
     tcase_add_loop_test(tcase, bits_are_added_in_place, 0, ARRAY_LEN(cluster_sizes));
+    tcase_add_loop_test(tcase, follow_the_disk, 0, ARRAY_LEN(cluster_sizes));
+    tcase_add_loop_test(tcase, follow_the_disk_whatever_fails, 0, 6);
     tcase_add_test(tcase, what_cannot_be_believed);
     tcase_add_test(tcase, what_newer_versions_know);
     suite_add_tcase(suite, tcase);
