@@ -410,7 +410,92 @@ START_TEST(the_first_and_the_last_bitmap)
 }
 END_TEST
 
+/* ---- Power cuts ---- */
+
+static unsigned calls_left; /* until the power is lost; 0: it stays */
+
+static void lose_power(struct rig *rig, const struct rig_event *event, const struct iovec *iov,
+                       int iov_count)
+{
+    (void)event;
+    (void)iov;
+    (void)iov_count;
+    if (calls_left > 0 && --calls_left == 0) {
+        sim_crash(rig->world);
+    }
+}
+
+/* At each call of a change; what was not flushed is there in part, and torn. */
+static void co_cut_at_each(struct rig *rig)
+{
+    char before[200], after[200], found[200];
+    struct errtext err = {""};
+    bool cut = true;
+    rig->skip_check = true;
+    co_prepare(rig);
+    describe(rig, before, sizeof(before));
+    co_rig_close(rig);
+    struct test_image start = rig_get(rig, RIG_IMAGE);
+    co_rig_open(rig);
+    int ret = co_apply(rig, &steps[step], &err);
+    ck_assert_msg(ret == 0, "%s", err.text);
+    describe(rig, after, sizeof(after));
+    co_rig_close(rig);
+    rig->look = lose_power;
+    for (unsigned round = 0; cut; round++) {
+        rig_put(rig, RIG_IMAGE, &start);
+        co_rig_open(rig);
+        calls_left = 1 + round / 4;
+        co_apply(rig, &steps[step], &err);
+        calls_left = 0;
+        cut = sim_crashed(rig->world);
+        co_rig_end(rig);
+        if (cut) {
+            sim_reboot(rig->world);
+        }
+        uint64_t corruptions, leaks;
+        co_rig_check(rig, &corruptions, &leaks);
+        ck_assert_uint_eq(corruptions, 0);
+        co_rig_open(rig);
+        describe(rig, found, sizeof(found));
+        ck_assert_msg(strcmp(found, before) == 0 || strcmp(found, after) == 0,
+                      "%s, instead of %s, or %s", found, before, after);
+        ck_assert(cut || strcmp(found, after) == 0);
+        co_rig_close(rig);
+    }
+    free(start.bytes);
+    co_rig_open(rig);
+}
+
+static void run_cutting(unsigned number, bool empty, bool gone)
+{
+    for (size_t i = 0; i < ARRAY_LEN(cluster_sizes) - 1; i++) {
+        struct rig rig;
+        begin(&rig, cluster_sizes[i]);
+        step = number;
+        begin_empty = empty;
+        all_gone = gone;
+        rig_run(&rig, co_cut_at_each);
+        rig_free(&rig);
+    }
+}
+
+START_TEST(the_power_goes)
+{
+    run_cutting((unsigned)_i, false, false);
+}
+END_TEST
+
+START_TEST(the_power_goes_with_the_first_and_the_last)
+{
+    run_cutting(0, true, false);
+    run_cutting(0, false, true);
+}
+END_TEST
+
 /* ---- In place ---- */
+
+static bool cuts_power;
 
 /* Bits are added to what a bitmap has; whatever fails, no bit is lost, and none but those come. */
 static void co_save_in_place(struct rig *rig)
@@ -426,7 +511,12 @@ static void co_save_in_place(struct rig *rig)
     for (unsigned skip = 0; !worked; skip++) {
         rig_put(rig, RIG_IMAGE, &start);
         co_rig_open(rig);
-        rig_fail(rig, fail_call, 0, skip, fail_with);
+        if (cuts_power) {
+            rig->look = lose_power;
+            calls_left = 1 + skip / 4;
+        } else {
+            rig_fail(rig, fail_call, 0, skip, fail_with);
+        }
         worked = true;
         for (size_t i = 0; i < ARRAY_LEN(bitmaps) && worked; i++) {
             struct bitmap *bits = &find_live(rig, bitmaps[i])->bits;
@@ -441,12 +531,17 @@ static void co_save_in_place(struct rig *rig)
             worked = ret == 0;
         }
         bool failed = rig->q->failed;
+        calls_left = 0;
+        bool cut = sim_crashed(rig->world);
         co_rig_end(rig);
         rig->fail_with = 0;
+        if (cut) {
+            sim_reboot(rig->world);
+        }
         uint64_t corruptions, leaks;
         co_rig_check(rig, &corruptions, &leaks);
         ck_assert_uint_eq(corruptions, 0);
-        ck_assert(failed || leaks == 0);
+        ck_assert(failed || cut || leaks == 0);
         co_rig_open(rig);
         uint64_t dirty = facts_of(rig, "few").dirty_bytes;
         uint64_t full = facts_of(rig, "full").dirty_bytes;
@@ -478,9 +573,20 @@ START_TEST(bits_are_added_in_place)
         begin(&rig, cluster_sizes[_i]);
         fail_call = kinds[i].call;
         fail_with = kinds[i].with;
+        cuts_power = false;
         rig_run(&rig, co_save_in_place);
         rig_free(&rig);
     }
+}
+END_TEST
+
+START_TEST(bits_are_added_until_the_power_goes)
+{
+    struct rig rig;
+    begin(&rig, cluster_sizes[_i]);
+    cuts_power = true;
+    rig_run(&rig, co_save_in_place);
+    rig_free(&rig);
 }
 END_TEST
 
@@ -788,7 +894,10 @@ int main(void)
     tcase_add_test(tcase, inconsistent_ones);
     tcase_add_loop_test(tcase, each_call_may_be_the_last, 0, ARRAY_LEN(steps));
     tcase_add_test(tcase, the_first_and_the_last_bitmap);
+    tcase_add_loop_test(tcase, the_power_goes, 0, ARRAY_LEN(steps));
+    tcase_add_test(tcase, the_power_goes_with_the_first_and_the_last);
     tcase_add_loop_test(tcase, bits_are_added_in_place, 0, ARRAY_LEN(cluster_sizes));
+    tcase_add_loop_test(tcase, bits_are_added_until_the_power_goes, 0, ARRAY_LEN(cluster_sizes));
     tcase_add_loop_test(tcase, follow_the_disk, 0, ARRAY_LEN(cluster_sizes));
     tcase_add_loop_test(tcase, follow_the_disk_whatever_fails, 0, 6);
     tcase_add_test(tcase, what_cannot_be_believed);
