@@ -85,6 +85,16 @@ static void read_header(struct disk *disk, struct header *header)
     ck_assert_msg(ret == 0, "%s", err.text);
 }
 
+static bool all_are(const uint8_t *bytes, uint32_t len, int byte)
+{
+    for (uint32_t i = 0; i < len; i++) {
+        if (bytes[i] != byte) {
+            return false;
+        }
+    }
+    return true;
+}
+
 /* What must always be there. */
 static void check_rest(struct disk *disk, const struct shape *shape)
 {
@@ -98,9 +108,7 @@ static void check_rest(struct disk *disk, const struct shape *shape)
     ck_assert_int_eq(co_header_extension_find(disk, &header, OTHER, &place), 0);
     ck_assert_uint_eq(place.len, shape->other_len);
     ck_assert_int_eq(co_disk_read(disk, place.offset, bytes, place.len), 0);
-    for (uint32_t i = 0; i < place.len; i++) {
-        ck_assert_uint_eq(bytes[i], 0x77);
-    }
+    ck_assert(all_are(bytes, place.len, 0x77));
     header_free(&header);
 }
 
@@ -119,9 +127,7 @@ static bool has_extension(struct disk *disk, uint32_t type, uint32_t len, int by
     }
     ck_assert_uint_eq(place.len, len);
     ck_assert_int_eq(co_disk_read(disk, place.offset, bytes, len), 0);
-    for (uint32_t i = 0; i < len; i++) {
-        ck_assert_int_eq(bytes[i], byte);
-    }
+    ck_assert(all_are(bytes, len, byte));
     return true;
 }
 
