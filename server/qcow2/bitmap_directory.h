@@ -10,6 +10,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "base/errtext.h"
 #include "io/world.h"
@@ -88,6 +89,13 @@ void bitmap_directory_put(struct bitmap_directory *directory, uint64_t offset, u
 uint64_t bitmap_bytes_needed(uint64_t disk_bytes, uint32_t granularity_bits);
 uint64_t bitmap_table_entries_needed(const struct geometry *geo, uint64_t disk_bytes,
                                      uint32_t granularity_bits);
+
+/* A name for a message. */
+#define BITMAP_NAME_SHOWN_BYTES 100U
+static inline const char *bitmap_name_shown(char shown[BITMAP_NAME_SHOWN_BYTES], const char *name)
+{
+    return err_sanitise(shown, BITMAP_NAME_SHOWN_BYTES, name, strlen(name));
+}
 
 /* Whether a bitmap may be given this name; -EINVAL with err. Does not suspend. */
 int bitmap_name_check(const char *name, struct errtext *err);

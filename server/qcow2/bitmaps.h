@@ -45,6 +45,8 @@ struct bitmaps {
  */
 int co_bitmaps_open(struct qcow2 *q, struct errtext *err);
 void bitmaps_free(struct qcow2 *q);
+/* -EFBIG with err: bitmaps would need so many bytes of memory. */
+int bitmaps_refuse_bits(const struct qcow2 *q, uint64_t bytes, struct errtext *err);
 
 /* struct image_ops. */
 size_t qcow2_bitmap_list(struct image *image, struct image_bitmap *out, size_t capacity);

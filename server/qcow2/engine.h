@@ -9,7 +9,7 @@
  *   commit.c   slices and tables to disk in two waves -> quarantine (release) -> alloc
  *   room.c     where one of these found no room: commit, quarantine, alloc, and again
  *   resize.c   l1 -> discard.c, or map (drop) -> commit -> header
- *   bitmaps.c  bitmap_store -> alloc -> commit -> header_extension -> quarantine
+ *   bitmap_change.c  bitmap_store -> alloc -> commit -> header_extension -> quarantine
  *
  * The laws (O1..O10) are those of the README; each is marked where it is kept. What never happens
  * here: metadata I/O on the write path, a wait for a request that touches no common cluster, a read
