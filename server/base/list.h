@@ -15,7 +15,8 @@ struct list {
     struct list *prev;
 };
 
-/* clang-format off: its versions do not agree on braces in a macro */
+/* Versions of clang-format do not agree on braces in a macro. */
+/* clang-format off */
 #define LIST_INIT(name)  \
     {                    \
         &(name), &(name) \

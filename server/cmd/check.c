@@ -77,7 +77,7 @@ static void print_remedy(const char *path, enum check_repair repair,
 }
 
 static int co_check_disk(struct disk *disk, const struct config *config,
-                         struct check_result *result, struct errtext *err)
+                         struct check_result *result, bool *bitmaps_left, struct errtext *err)
 {
     struct screen screen = {.shows_progress = isatty(STDERR_FILENO)};
     struct check_options options = {
@@ -95,9 +95,19 @@ static int co_check_disk(struct disk *disk, const struct config *config,
     if (done == 0) {
         done = co_qcow2_check(disk, &header, &options, result, err);
     }
+    *bitmaps_left = done == 0 && (header.autoclear & QCOW2_AUTOCLEAR_INTENT);
     header_free(&header);
     clear_progress(&screen);
     return done;
+}
+
+/* What a crash has left of bitmaps is saved, as at every open for writing. */
+static int co_recover_bitmaps(struct world *world, const char *path, struct errtext *err)
+{
+    const struct qcow2_open_options options = {.bitmaps_only = true};
+    struct image *image;
+    int result = co_qcow2_open(world, path, &options, &image, err);
+    return result < 0 ? result : image->ops->co_close(image, err);
 }
 
 static int co_check(struct world *world, void *arg)
@@ -106,14 +116,18 @@ static int co_check(struct world *world, void *arg)
     struct check_result result = {0};
     struct errtext err;
     struct disk *disk;
+    bool bitmaps_left = false;
     unsigned flags = config->repair == CHECK_ONLY ? DISK_READ_ONLY : DISK_WRITABLE;
     int done = world->ops->co_disk_open(world, config->image, flags, &disk, &err);
     if (done < 0) {
         log_error("%s", err.text);
         return EXIT_FAILURE;
     }
-    done = co_check_disk(disk, config, &result, &err);
+    done = co_check_disk(disk, config, &result, &bitmaps_left, &err);
     disk_close(disk);
+    if (done == 0 && bitmaps_left && config->repair != CHECK_ONLY && result.corruptions == 0) {
+        done = co_recover_bitmaps(world, config->image, &err);
+    }
     if (done < 0) {
         fflush(stdout); /* findings first */
         log_error("%s", err.text);

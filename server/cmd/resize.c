@@ -53,8 +53,7 @@ static int co_resize_open(const struct config *config, struct image *image, stru
 static int co_resize(struct world *world, void *arg)
 {
     const struct config *config = arg;
-    const struct qcow2_open_options options = {.backing_format = config->resize.backing_format,
-                                               .resize_only = true};
+    const struct qcow2_open_options options = {.backing_format = config->resize.backing_format};
     struct errtext err;
     struct errtext close_err;
     struct image *image;

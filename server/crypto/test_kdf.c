@@ -26,10 +26,11 @@ static const struct derived {
 START_TEST(keys_are_derived)
 {
     const struct derived *row = &derived[_i];
+    static const uint8_t text[4] = {'s', 'a', 'l', 't'};
     uint8_t salt[32], out[64];
 
     for (unsigned i = 0; i < sizeof(salt); i++) {
-        salt[i] = (uint8_t) "salt"[i % 4];
+        salt[i] = text[i % 4];
     }
     ck_assert_int_eq(kdf_derive(hash_find(row->hash), "passphrase", 10, salt, sizeof(salt),
                                 row->iterations, out, row->len),

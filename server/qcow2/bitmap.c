@@ -434,8 +434,8 @@ void bitmap_snapshot_done(struct bitmap *bitmap, bool saved)
 {
     for (uint64_t i = 0; i < bitmap->page_count; i++) {
         if (bitmap->states[i] & BITMAP_PAGE_SAVING) {
-            bitmap->states[i] &= (uint8_t)~BITMAP_PAGE_SAVING;
-            bitmap->states[i] |= saved ? 0 : BITMAP_PAGE_UNSAVED;
+            uint8_t unsaved = bitmap->states[i] & BITMAP_PAGE_UNSAVED;
+            bitmap->states[i] = saved ? unsaved : BITMAP_PAGE_UNSAVED;
         }
     }
 }

@@ -429,6 +429,66 @@ static int co_change_locked(struct qcow2 *q, const struct bitmap_change *changes
     return ret;
 }
 
+/* ---- Saving what was recorded ---- */
+
+static int co_plan_save(struct plan *plan, uint32_t number, bool in_use, struct errtext *err)
+{
+    struct qcow2 *q = plan->q;
+    struct stored_bitmap *stored = &plan->directory.bitmaps[number];
+    struct live_bitmap *live = &q->bitmaps.live[number];
+
+    if (!live->has_bits) {
+        return 0;
+    }
+    stored->flags &= ~(uint32_t)QCOW2_BITMAP_IN_USE;
+    if (in_use && (stored->flags & QCOW2_BITMAP_AUTO)) {
+        stored->flags |= QCOW2_BITMAP_IN_USE;
+    }
+    if (!bitmap_snapshot(&live->bits)) {
+        return 0;
+    }
+    int ret = co_bitmap_collect(q, stored, &plan->gone, err);
+    return ret < 0 ? ret : co_bitmap_save_new(q, stored, &live->bits, &plan->taken);
+}
+
+static int co_save_locked(struct qcow2 *q, bool in_use, struct errtext *err)
+{
+    struct bitmaps *bitmaps = &q->bitmaps;
+    struct plan plan;
+    int ret = plan_init(&plan, q, 0);
+
+    for (uint32_t i = 0; ret == 0 && i < plan.directory.count; i++) {
+        ret = co_plan_save(&plan, i, in_use, err);
+    }
+    if (ret == 0) {
+        ret = co_bitmap_directory_replace(q, &plan.directory, &plan.taken, &plan.gone);
+    } else if (!q->failed) {
+        co_cluster_list_undo(q, &plan.taken);
+    }
+    for (uint32_t i = 0; i < bitmaps->directory.count; i++) {
+        if (bitmaps->live[i].has_bits) {
+            bitmap_snapshot_done(&bitmaps->live[i].bits, ret == 0);
+        }
+    }
+    if (ret == 0) {
+        struct bitmap_directory old = bitmaps->directory;
+        bitmaps->directory = plan.directory;
+        plan.directory = old;
+    } else {
+        err_set(err, -ret, "%s: cannot save its bitmaps: %s", q->path, strerror(-ret));
+    }
+    plan_free(&plan);
+    return ret;
+}
+
+int co_bitmaps_save(struct qcow2 *q, bool in_use, struct errtext *err)
+{
+    co_mutex_lock(&q->bitmaps.lock);
+    int ret = co_save_locked(q, in_use, err);
+    co_mutex_unlock(&q->bitmaps.lock);
+    return ret;
+}
+
 int co_qcow2_bitmap_change(struct image *image, const struct bitmap_change *changes, size_t count,
                            struct errtext *err)
 {
@@ -439,6 +499,7 @@ int co_qcow2_bitmap_change(struct image *image, const struct bitmap_change *chan
     if (q->failed) {
         return err_set(err, EIO, "%s: has failed, and takes no more changes", q->path); /* O8 */
     }
+    assert(!q->recording.began || q->recording.count == 0);
     co_mutex_lock(&q->bitmaps.lock);
     int ret = co_change_locked(q, changes, count, err);
     co_mutex_unlock(&q->bitmaps.lock);

@@ -10,6 +10,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/utf8.h"
+#include "qcow2/bitmap_intent.h"
 #include "qcow2/bitmap_store.h"
 #include "qcow2/engine.h"
 #include "qcow2/refcount.h"
@@ -76,14 +77,34 @@ int bitmaps_refuse_bits(const struct qcow2 *q, uint64_t bytes, struct errtext *e
                    q->path, bytes, LIMIT_BITMAP_BITS_BYTES);
 }
 
-static int co_load_bits(struct qcow2 *q, struct errtext *err)
+/* Whether a crash of our own has left it, with all that is needed to go on. */
+static bool can_recover(const struct stored_bitmap *stored, const struct intent_left *left)
+{
+    return !stored->unknown && (stored->flags & QCOW2_BITMAP_IN_USE) &&
+           (stored->flags & QCOW2_BITMAP_AUTO) && intent_left_names(left, stored->name);
+}
+
+/* O11: what was open may have changed. */
+static void add_open_regions(const struct qcow2 *q, struct bitmap *bits,
+                             const struct intent_left *left)
+{
+    for (uint64_t region = 0; region < left->region_count; region++) {
+        uint64_t start = region << left->region_bits;
+        if (start < q->geo.size_bytes && (left->open[region / 8] >> region % 8 & 1)) {
+            bitmap_set(bits, start, MIN_OF(1ULL << left->region_bits, q->geo.size_bytes - start));
+        }
+    }
+}
+
+static int co_load_bits(struct qcow2 *q, const struct intent_left *left, struct errtext *err)
 {
     struct bitmaps *bitmaps = &q->bitmaps;
     for (uint32_t i = 0; i < bitmaps->directory.count; i++) {
         const struct stored_bitmap *stored = &bitmaps->directory.bitmaps[i];
         struct live_bitmap *live = &bitmaps->live[i];
+        bool recover = can_recover(stored, left);
         live->id = bitmaps->next_id++;
-        if (!is_consistent(stored)) {
+        if (!is_consistent(stored) && !recover) {
             continue;
         }
         bitmaps->bits_bytes += bitmap_bytes_needed(q->geo.size_bytes, stored->granularity_bits);
@@ -97,6 +118,9 @@ static int co_load_bits(struct qcow2 *q, struct errtext *err)
         int ret = co_bitmap_load(q->disk, &q->geo, stored, &live->bits, err);
         if (ret < 0) {
             return ret;
+        }
+        if (recover) {
+            add_open_regions(q, &live->bits, left);
         }
     }
     return 0;
@@ -113,8 +137,18 @@ static int co_open_bitmaps(struct qcow2 *q, struct errtext *err)
     if (!bitmaps->live) {
         return err_set(err, ENOMEM, "%s: out of memory for its bitmaps", q->path);
     }
+    struct intent_left left;
     ret = q->image.read_only ? 0 : co_add_clusters(q, err);
-    return ret < 0 ? ret : co_load_bits(q, err);
+    if (ret == 0) {
+        ret = co_intent_read(q->disk, &q->header, &left);
+        if (ret < 0 && ret != -ENOENT) {
+            return err_set(err, -ret, "%s: reading write-intent regions: %s", q->path,
+                           strerror(-ret));
+        }
+        ret = co_load_bits(q, &left, err);
+        intent_left_free(&left);
+    }
+    return ret;
 }
 
 int co_bitmaps_open(struct qcow2 *q, struct errtext *err)

@@ -108,4 +108,12 @@ int co_bitmaps_resize(struct qcow2 *q, struct errtext *err);
 int co_qcow2_bitmap_change(struct image *image, const struct bitmap_change *changes, size_t count,
                            struct errtext *err);
 
+/*
+ * Saves the bits that have changed: those that are set when it is called, and maybe some that are
+ * set meanwhile. In the same step in which that counts on disk, bitmaps that are enabled are in use
+ * or not, as `in_use` says. Durable when it returns 0. Errors as above; after -ENOSPC and -ENOMEM
+ * all is as it was. Writing may go on. May suspend.
+ */
+int co_bitmaps_save(struct qcow2 *q, bool in_use, struct errtext *err);
+
 #endif

@@ -404,7 +404,8 @@ static int co_mend_entries(struct check_state *state)
 static int co_clear_unknown_autoclear(struct check_state *state)
 {
     struct header *header = state->header;
-    uint64_t known = QCOW2_AUTOCLEAR_BITMAPS | QCOW2_AUTOCLEAR_RAW_DATA_FILE;
+    uint64_t known =
+        QCOW2_AUTOCLEAR_BITMAPS | QCOW2_AUTOCLEAR_RAW_DATA_FILE | QCOW2_AUTOCLEAR_INTENT;
 
     if (!(header->autoclear & ~known)) {
         return 0;

@@ -626,9 +626,12 @@ static int co_discard(struct qcow2 *q, uint64_t offset, uint64_t len, enum zero_
     if (q->failed) {
         return -EIO; /* O8 */
     }
+    int ret = co_bitmap_record(q, offset, len); /* O11 */
+    if (ret < 0) {
+        return ret;
+    }
     request_enter(q->table, &request);
-    int ret =
-        co_zero_request(q, &request, (guest_off){offset}, (guest_off){offset + len}, mode, flags);
+    ret = co_zero_request(q, &request, (guest_off){offset}, (guest_off){offset + len}, mode, flags);
     request_leave(q->table, &request);
     if (ret == 0 && (flags & IMAGE_FUA)) {
         ret = co_commit(q); /* O4 */

@@ -25,6 +25,7 @@
 #include "image.h"
 #include "io/world.h"
 #include "qcow2/alloc.h"
+#include "qcow2/bitmap_record.h"
 #include "qcow2/bitmaps.h"
 #include "qcow2/geometry.h"
 #include "qcow2/header.h"
@@ -129,6 +130,7 @@ struct qcow2 {
     struct co_mutex header_lock;
     struct co_mutex resize_lock;
     struct bitmaps bitmaps; /* of the top image only */
+    struct bitmap_recording recording;
 
     struct inflated inflated[INFLATED_MAX];
     uint64_t inflated_clock;

@@ -768,12 +768,6 @@ int header_admit(const struct header *header, enum header_purpose purpose, const
     if (purpose == HEADER_FOR_READING) {
         return 0;
     }
-    if (purpose == HEADER_FOR_WRITING && (header->autoclear & QCOW2_AUTOCLEAR_BITMAPS)) {
-        return err_set(err, ENOTSUP,
-                       "%s: the image has persistent bitmaps, which writing would invalidate: not "
-                       "supported",
-                       path);
-    }
     return admit_changes(header, path, err);
 }
 

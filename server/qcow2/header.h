@@ -64,7 +64,6 @@ enum header_purpose {
     HEADER_FOR_CHECK,
     HEADER_FOR_BITMAPS, /* to change them, and nothing else */
     HEADER_FOR_READING,
-    HEADER_FOR_RESIZING, /* as for writing, and bitmaps are kept true */
     HEADER_FOR_WRITING,
 };
 
@@ -84,8 +83,8 @@ void header_free(struct header *header);
  * name that the image's feature name table gives them (co_header_read keeps the table's answer in
  * header->unknown_feature). Encryption: -ENOTSUP for reading and writing. An external data file
  * without a name, with snapshots, or raw and with a backing file: -EINVAL for reading and writing.
- * Persistent bitmaps (autoclear bit 0): -ENOTSUP for writing. Corrupt bit: -EIO for writing and for
- * bitmaps, says to run `qcowd check --repair all`. zstd without libzstd built in: -ENOTSUP. Info
+ * Corrupt bit: -EIO for writing and for changes to bitmaps, says to run `qcowd check --repair all`.
+ * zstd without libzstd built in: -ENOTSUP. Info
  * and check see everything but unknown incompatible features (check) or all (info). Does not
  * suspend.
  */

@@ -72,6 +72,8 @@ enum qcow2_autoclear {
     QCOW2_AUTOCLEAR_BITMAPS = 1U << 0,
     QCOW2_AUTOCLEAR_RAW_DATA_FILE = 1U << 1,
 };
+/* Of our own: the write-intent extension counts. */
+#define QCOW2_AUTOCLEAR_INTENT (1ULL << 47)
 
 enum qcow2_crypt { QCOW2_CRYPT_NONE = 0, QCOW2_CRYPT_AES = 1, QCOW2_CRYPT_LUKS = 2 };
 
@@ -126,6 +128,19 @@ struct qcow2_disk_bitmap {
     uint8_t granularity_bits;
     be16_t name_size;
     be32_t extra_data_size;
+};
+
+/* Of our own, qcowd-format(7): write-intent regions. Behind `names` a bit for each region follows,
+ * the first in bit 0 of the first byte. */
+#define QCOW2_EXT_INTENT 0x71637769U /* "qcwi" */
+struct qcow2_disk_intent {
+    be32_t version;
+    be32_t region_bits;
+    be32_t region_count;
+    be32_t name_slots;
+    be32_t name_count;
+    be32_t reserved;
+    be64_t names[]; /* name_slots hashes of names */
 };
 
 enum qcow2_bitmap_flags {
@@ -194,6 +209,7 @@ _Static_assert(sizeof(struct qcow2_disk_bitmaps_extension) == 24, "bitmaps exten
 _Static_assert(sizeof(struct qcow2_disk_snapshot) == 40, "snapshot");
 QCOW2_ASSERT_AT(qcow2_disk_snapshot, extra_data_size, 36);
 _Static_assert(sizeof(struct qcow2_disk_bitmap) == 24, "bitmap");
+_Static_assert(sizeof(struct qcow2_disk_intent) == 24, "write-intent regions");
 QCOW2_ASSERT_AT(qcow2_disk_bitmap, flags, 12);
 QCOW2_ASSERT_AT(qcow2_disk_bitmap, extra_data_size, 20);
 _Static_assert(sizeof(struct qcow2_disk_l2_extended) == 16, "extended L2 entry");

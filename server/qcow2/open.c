@@ -117,6 +117,7 @@ static void layer_free(struct qcow2 *q)
         return;
     }
     slice_cache_free(&q->cache);
+    bitmap_record_free(q);
     bitmaps_free(q);
     quarantine_free(&q->quarantine);
     metamap_free(&q->metamap);
@@ -166,7 +167,9 @@ static int co_qcow2_close(struct image *image, struct errtext *err)
     q->closing = true;
     q->world->ops->timer_stop(q->world, &q->commit.timer);
     if (!image->read_only) {
-        ret = co_commit_all(q); /* O9 */
+        ret = co_bitmap_record_end(q);
+        int committed = co_commit_all(q); /* O9 */
+        ret = ret < 0 ? ret : committed;
     }
     co_group_wait(&q->background);
     if (ret < 0) {
@@ -440,8 +443,6 @@ static int co_read_header(struct qcow2 *q, bool writable, struct errtext *err)
     enum header_purpose purpose = writable ? HEADER_FOR_WRITING : HEADER_FOR_READING;
     if (q->options.bitmaps_only) {
         purpose = writable ? HEADER_FOR_BITMAPS : HEADER_FOR_CHECK;
-    } else if (q->options.resize_only && writable) {
-        purpose = HEADER_FOR_RESIZING;
     }
     ret = header_admit(&q->header, purpose, q->path, err);
     if (ret == 0 && writable && (q->header.incompatible & QCOW2_INCOMPAT_DIRTY)) {
@@ -472,6 +473,7 @@ static int layer_init(struct qcow2 *q, struct errtext *err)
     co_mutex_init(&q->resize_lock);
     co_mutex_init(&q->bitmaps.lock);
     q->bitmaps.next_id = 1;
+    bitmap_record_init(q);
     co_mutex_init(&q->room_line);
     group_init(&q->background);
     budget_init(&q->changers, MAX_OF(capacity / (4 * SLICES_PER_CHANGER), 2U));
@@ -678,27 +680,6 @@ static void share_cache(struct qcow2 *top)
     }
 }
 
-/* Statement of the format: who writes without keeping an autoclear feature clears its bit first. */
-static int co_clear_autoclear(struct qcow2 *q, struct errtext *err)
-{
-    uint64_t known = QCOW2_AUTOCLEAR_RAW_DATA_FILE;
-    if (q->header.bitmap_count > 0) {
-        known |= QCOW2_AUTOCLEAR_BITMAPS;
-    }
-    uint64_t kept = q->header.autoclear & known;
-
-    if (q->image.read_only || q->header.autoclear == kept) {
-        return 0;
-    }
-    int ret = co_header_set_features(q->disk, &q->header, q->header.incompatible, kept);
-    if (ret == 0) {
-        ret = co_disk_flush(q->disk);
-    }
-    return ret < 0
-               ? err_set(err, -ret, "%s: clearing autoclear features: %s", q->path, strerror(-ret))
-               : 0;
-}
-
 int co_qcow2_open(struct world *world, const char *path, const struct qcow2_open_options *options,
                   struct image **out, struct errtext *err)
 {
@@ -723,13 +704,13 @@ int co_qcow2_open(struct world *world, const char *path, const struct qcow2_open
         ret = co_open_data_files(q, err);
     }
     if (ret == 0) {
-        ret = co_clear_autoclear(q, err);
+        share_cache(q);
+        ret = co_bitmap_recover(q, err);
     }
     if (ret < 0) {
         chain_free(q);
         return ret;
     }
-    share_cache(q);
     *out = &q->image;
     return 0;
 }

@@ -24,6 +24,8 @@ struct qcow2_open_options {
     uint64_t cache_bytes; /* budget for L2 slices and refcount blocks; 0: LIMIT_SLICE_CACHE_BYTES */
     /* A commit is started this long after the first change that is not yet committed; 0: 5 s. */
     uint64_t commit_interval_ms;
+    /* Bits of bitmaps are saved this often while there is something to gain; 0: 60 s. */
+    uint64_t checkpoint_interval_ms;
     /* What a backing file is, anywhere in the chain, whose format neither header nor name say. */
     enum backing_format backing_format;
     /*
@@ -31,8 +33,6 @@ struct qcow2_open_options {
      * an external data file are opened, and there are no calls for guest data.
      */
     bool bitmaps_only;
-    /* No calls for guest data will be made, but co_qcow2_resize(), which keeps bitmaps true. */
-    bool resize_only;
 };
 
 /*

@@ -86,6 +86,11 @@ static int check_resize(const struct qcow2 *q, uint64_t size_bytes, struct errte
     if (q->failed) {
         return err_set(err, EIO, "%s: has failed, and takes no more changes", q->path); /* O8 */
     }
+    if (q->recording.began && q->recording.count > 0) {
+        return err_set(err, EBUSY,
+                       "%s: its bitmaps are being recorded: resize it while nobody writes",
+                       q->path);
+    }
     int ret = check_size(q, size_bytes, err);
     if (ret == 0) {
         ret = bitmaps_check_size(q, size_bytes, err);
@@ -360,12 +365,14 @@ int co_qcow2_resize(struct image *image, uint64_t size_bytes, struct errtext *er
     int ret;
 
     co_mutex_lock(&q->resize_lock);
+    co_mutex_lock(&q->recording.lock); /* no bitmap begins to be recorded meanwhile */
     ret = check_resize(q, size_bytes, err);
     if (ret == 0 && size_bytes > q->geo.size_bytes) {
         ret = co_grow(q, size_bytes, err);
     } else if (ret == 0 && size_bytes < q->geo.size_bytes) {
         ret = co_shrink(q, size_bytes, err);
     }
+    co_mutex_unlock(&q->recording.lock);
     co_mutex_unlock(&q->resize_lock);
     return ret;
 }

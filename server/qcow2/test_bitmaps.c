@@ -622,7 +622,6 @@ static void co_resizes(struct rig *rig)
                   (struct bitmap_change){BITMAP_ADD, .name = name, .granularity_bits = bits[i]});
     }
     rig->options.bitmaps_only = false;
-    rig->options.resize_only = true;
     co_reopen(rig);
     for (size_t s = 0; s < ARRAY_LEN(sizes); s++) {
         for (size_t i = 0; i < ARRAY_LEN(bits); i++) {
@@ -662,7 +661,6 @@ static void co_resize_failing(struct rig *rig)
     co_rig_close(rig);
     struct test_image start = rig_get(rig, RIG_IMAGE);
     rig->options.bitmaps_only = false;
-    rig->options.resize_only = true;
     for (unsigned skip = 0; !worked; skip++) {
         struct errtext err = {""};
         rig_put(rig, RIG_IMAGE, &start);

@@ -570,8 +570,12 @@ int co_qcow2_write(struct image *image, uint64_t offset, const void *buf, size_t
     if (q->failed) {
         return -EIO; /* O8 */
     }
+    int ret = co_bitmap_record(q, offset, len); /* O11 */
+    if (ret < 0) {
+        return ret;
+    }
     request_enter(q->table, &request);
-    int ret = co_write_request(q, &request, (guest_off){offset}, buf, len);
+    ret = co_write_request(q, &request, (guest_off){offset}, buf, len);
     request_leave(q->table, &request);
     if (ret == 0 && (flags & IMAGE_FUA)) {
         ret = co_commit(q); /* O4 */
