@@ -362,7 +362,10 @@ static uint8_t set_byte(const struct bitmap *bitmap, uint64_t first)
     if ((first + 1) * 8 <= granules) {
         return 0xff;
     }
-    return first * 8 >= granules ? 0 : (uint8_t)((1U << granules % 8) - 1);
+    if (first * 8 >= granules) {
+        return 0;
+    }
+    return (uint8_t)((1U << granules % 8) - 1);
 }
 
 void bitmap_save(const struct bitmap *bitmap, uint64_t first, uint8_t *bytes, size_t len)

@@ -332,12 +332,14 @@ int co_bitmap_save_new(struct qcow2 *q, struct stored_bitmap *stored, const stru
 
 /* ---- Writing in place ---- */
 
-/* Entries of a table that were 0. */
+/* An entry of a table that was 0. */
+struct new_entry {
+    uint64_t index;
+    uint64_t entry;
+};
+
 struct new_entries {
-    struct {
-        uint64_t index;
-        uint64_t entry;
-    } * each;
+    struct new_entry *each;
     size_t count;
     size_t capacity;
 };
