@@ -27,12 +27,12 @@ static int add_argument(json_t *arguments, const char *text)
 {
     const char *equals = strchr(text, '=');
     bool is_json = equals && equals > text && equals[-1] == ':';
-    size_t name_len = equals ? (size_t)((is_json ? equals - 1 : equals) - text) : 0;
-    if (name_len == 0) {
+    const char *name_end = !equals ? text : is_json ? equals - 1 : equals;
+    if (name_end <= text) {
         log_error("'%s': must be NAME=VALUE, or NAME:=JSON", text);
         return -EINVAL;
     }
-    char *name = strndup(text, name_len);
+    char *name = strndup(text, (size_t)(name_end - text));
     json_t *value = is_json ? json_loads(equals + 1, JSON_DECODE_ANY, NULL)
                     : strcmp(equals + 1, "true") == 0  ? json_true()
                     : strcmp(equals + 1, "false") == 0 ? json_false()
