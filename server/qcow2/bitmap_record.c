@@ -42,15 +42,19 @@ static bool is_recorded(const struct qcow2 *q, uint32_t number)
 
 /* ---- Autoclear bits ---- */
 
-static int co_set_autoclear(struct qcow2 *q, uint64_t autoclear)
+/* Of the bits that there are those in `kept` stay, and those in `set` come. */
+static int co_change_autoclear(struct qcow2 *q, uint64_t kept, uint64_t set)
 {
-    if (autoclear == q->header.autoclear) {
-        return 0;
-    }
+    int ret = 0;
+
     co_mutex_lock(&q->header_lock);
-    int ret = co_header_set_features(q->disk, &q->header, q->header.incompatible, autoclear);
+    uint64_t autoclear = (q->header.autoclear & kept) | set; /* O7: as it is under the lock */
+    bool changes = autoclear != q->header.autoclear;
+    if (changes) {
+        ret = co_header_set_features(q->disk, &q->header, q->header.incompatible, autoclear);
+    }
     co_mutex_unlock(&q->header_lock);
-    if (ret == 0) {
+    if (ret == 0 && changes) {
         ret = co_disk_flush(q->disk);
     }
     return ret < 0 ? engine_fail(q, -ret, "writing autoclear features") : 0;
@@ -63,7 +67,7 @@ static uint64_t known_autoclear(const struct qcow2 *q)
     if (q->header.bitmap_count > 0) {
         known |= QCOW2_AUTOCLEAR_BITMAPS;
     }
-    return q->header.autoclear & known;
+    return known;
 }
 
 /* ---- Beginning ---- */
@@ -144,7 +148,7 @@ static int co_begin_recording(struct qcow2 *q)
         ret = collect_recorded(q, hashes, &hash_count);
     }
     if (ret == 0) {
-        ret = co_set_autoclear(q, known_autoclear(q));
+        ret = co_change_autoclear(q, known_autoclear(q), 0);
     }
     if (ret < 0 || recording->count == 0) {
         return ret < 0 ? ret : co_mark_in_use(q);
@@ -159,7 +163,7 @@ static int co_begin_recording(struct qcow2 *q)
                     q->path, named, recording->count);
     }
     if (named > 0) {
-        ret = co_set_autoclear(q, q->header.autoclear | QCOW2_AUTOCLEAR_INTENT);
+        ret = co_change_autoclear(q, UINT64_MAX, QCOW2_AUTOCLEAR_INTENT);
     }
     return ret < 0 ? ret : co_mark_in_use(q);
 }
@@ -286,7 +290,7 @@ static void arm_timer(struct qcow2 *q)
 static int co_make_whole(struct qcow2 *q, struct errtext *err)
 {
     int ret = co_bitmaps_save(q, false, err);
-    return ret < 0 ? ret : co_set_autoclear(q, q->header.autoclear & ~QCOW2_AUTOCLEAR_INTENT);
+    return ret < 0 ? ret : co_change_autoclear(q, ~QCOW2_AUTOCLEAR_INTENT, 0);
 }
 
 int co_bitmap_record_end(struct qcow2 *q)
@@ -318,7 +322,7 @@ int co_bitmap_recover(struct qcow2 *q, struct errtext *err)
         return 0;
     }
     if (q->bitmaps.directory.count == 0) {
-        int ret = co_set_autoclear(q, q->header.autoclear & ~QCOW2_AUTOCLEAR_INTENT);
+        int ret = co_change_autoclear(q, ~QCOW2_AUTOCLEAR_INTENT, 0);
         return ret < 0 ? err_set(err, -ret, "%s: writing the header: %s", q->path, strerror(-ret))
                        : 0;
     }

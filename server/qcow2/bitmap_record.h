@@ -31,7 +31,6 @@ struct qcow2;
 struct bitmap_recording {
     bool settled; /* changes need nothing: the first one has been, and no bitmap is enabled */
     bool began;   /* the first change has been prepared */
-    bool saving;  /* a checkpoint is under way */
     struct co_mutex lock; /* beginning, saving and ending */
     struct bitmap **bits; /* of the bitmaps that are recorded */
     uint32_t count;
