@@ -40,6 +40,8 @@ static int run_command(const struct config *config)
         return cmd_info(config);
     case COMMAND_CTL:
         return cmd_ctl(config);
+    case COMMAND_KEY:
+        return cmd_key(config);
     case COMMAND_RESIZE:
         return cmd_resize(config);
     case COMMAND_BITMAP:

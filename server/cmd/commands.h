@@ -13,6 +13,7 @@ int cmd_create(const struct config *config);
 int cmd_info(const struct config *config);
 int cmd_resize(const struct config *config);
 int cmd_bitmap(const struct config *config);
+int cmd_key(const struct config *config);
 
 /*
  * As qemu-img check: 0 clean, 2 corruptions left, 3 leaks left only; 1 when it could not be done.

@@ -7,6 +7,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/log.h"
 #include "cmd/commands.h"
@@ -16,18 +17,23 @@
 
 /* What is below it, and has no format in its header, is taken to be of the same format. */
 static int co_open_backing(struct world *world, const struct backing_file *file,
-                           struct image **backing, struct errtext *err)
+                           const struct key_ring *ring, struct image **backing, struct errtext *err)
 {
     if (file->format == BACKING_FORMAT_RAW) {
         return co_raw_open(world, file->path, true, false, backing, err);
     }
-    struct qcow2_open_options options = {.read_only = true, .backing_format = file->format};
+    struct qcow2_open_options options = {
+        .read_only = true,
+        .backing_format = file->format,
+        .keys = ring->keys,
+        .key_count = ring->count,
+    };
     return co_qcow2_open(world, file->path, &options, backing, err);
 }
 
 static int co_measure_backing(struct world *world, const char *image_path,
-                              const struct create_options *options, uint64_t *size_bytes,
-                              struct errtext *err)
+                              const struct create_options *options, const struct key_ring *ring,
+                              uint64_t *size_bytes, struct errtext *err)
 {
     struct image *backing;
     struct backing_file file;
@@ -41,7 +47,7 @@ static int co_measure_backing(struct world *world, const char *image_path,
                                         "%s: its name says what is below it ('backing'): leave "
                                         "that to the header of that file",
                                         file.path)
-                              : co_open_backing(world, &file, &backing, err);
+                              : co_open_backing(world, &file, ring, &backing, err);
     backing_file_free(&file);
     if (result < 0) {
         err_prefix(err, "backing file");
@@ -51,15 +57,32 @@ static int co_measure_backing(struct world *world, const char *image_path,
     return backing->ops->co_close(backing, err);
 }
 
+/* The keys of the encrypted images below the new one. */
+static struct key_ring keys_below(const struct key_ring *ring, bool encrypted)
+{
+    struct key_ring below = *ring;
+    if (encrypted && ring->count > 1) {
+        below.count--;
+        memmove(&below.keys[0], &below.keys[1], below.count * sizeof(below.keys[0]));
+    }
+    return below;
+}
+
 static int co_create(struct world *world, void *arg)
 {
     const struct config *config = arg;
     struct create_options options = config->create.options;
     struct errtext err;
+    struct key_ring ring = {.count = 0};
     uint64_t backing_bytes = 0;
     int result = create_options_check(&options, &err);
+    if (result == 0) {
+        result = key_ring_read(&config->key_files, &ring, &err);
+    }
+    options.key = ring.count > 0 ? &ring.keys[0] : NULL;
     if (result == 0 && options.backing_name) {
-        result = co_measure_backing(world, config->image, &options, &backing_bytes, &err);
+        const struct key_ring below = keys_below(&ring, options.encryption.luks);
+        result = co_measure_backing(world, config->image, &options, &below, &backing_bytes, &err);
     }
     if (result == 0) {
         if (!config->create.size_given) {
@@ -67,6 +90,7 @@ static int co_create(struct world *world, void *arg)
         }
         result = co_qcow2_create(world, config->image, &options, &err);
     }
+    key_ring_wipe(&ring);
     if (result < 0) {
         log_error("%s", err.text);
         return EXIT_FAILURE;

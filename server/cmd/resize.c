@@ -53,11 +53,20 @@ static int co_resize_open(const struct config *config, struct image *image, stru
 static int co_resize(struct world *world, void *arg)
 {
     const struct config *config = arg;
-    const struct qcow2_open_options options = {.backing_format = config->resize.backing_format};
     struct errtext err;
     struct errtext close_err;
     struct image *image;
-    int result = co_qcow2_open(world, config->image, &options, &image, &err);
+    struct key_ring ring;
+    int result = key_ring_read(&config->key_files, &ring, &err);
+    if (result == 0) {
+        const struct qcow2_open_options options = {
+            .backing_format = config->resize.backing_format,
+            .keys = ring.keys,
+            .key_count = ring.count,
+        };
+        result = co_qcow2_open(world, config->image, &options, &image, &err);
+        key_ring_wipe(&ring);
+    }
     if (result < 0) {
         log_error("%s", err.text);
         return EXIT_FAILURE;

@@ -85,22 +85,15 @@ __attribute__((format(printf, 2, 0))) static void on_error(cfg_t *cfg, const cha
 
 /* Those that parse_text() tells libConfuse of. */
 static const char *const fields[] = {
-    "image",
-    "description",
-    "read-only",
-    "discard",
-    "cache",
-    "backing-format",
-    "tls",
-    "allow",
-    "tls-allow",
-    "bytes-per-second",
-    "operations-per-second",
+    "image", "description",    "read-only",        "discard",
+    "cache", "backing-format", "key-file",         "tls",
+    "allow", "tls-allow",      "bytes-per-second", "operations-per-second",
 };
 
 static bool is_list(const char *field)
 {
-    return strcmp(field, "allow") == 0 || strcmp(field, "tls-allow") == 0;
+    return strcmp(field, "allow") == 0 || strcmp(field, "tls-allow") == 0 ||
+           strcmp(field, "key-file") == 0;
 }
 
 static unsigned field_bit(const char *field)
@@ -139,12 +132,14 @@ static struct export_config *draft_of(cfg_t *section)
     return &parse->draft;
 }
 
-/* Image paths are relative to the file that names them. NULL: out of memory. */
-static char *resolve(const char *image)
+/* Paths of images and keys are relative to the file that names them. NULL: out of memory. */
+static char *resolve(const char *field, const char *image)
 {
     const char *slash = strrchr(parsing->path, '/');
     char *path = NULL;
-    if (!slash || *image == '/' || *image == '\0') {
+    bool key = strcmp(field, "key-file") == 0;
+    bool is_path = strcmp(field, "image") == 0 || (key && key_file_is_path(image));
+    if (!is_path || !slash || *image == '/' || *image == '\0') {
         return strdup(image);
     }
     if (asprintf(&path, "%.*s/%s", (int)(slash - parsing->path), parsing->path, image) < 0) {
@@ -166,7 +161,7 @@ static int on_value(cfg_t *section, cfg_opt_t *option, const char *value, void *
         return -1;
     }
     parsing->given |= bit;
-    char *resolved = strcmp(field, "image") == 0 ? resolve(value) : strdup(value);
+    char *resolved = resolve(field, value);
     int set = resolved ? export_config_set(draft, field, field, resolved, parsing->err)
                        : err_set(parsing->err, ENOMEM, "out of memory");
     free(resolved);
@@ -279,6 +274,7 @@ static int parse_text(const char *text)
         CFG_STR_CB("discard", NULL, CFGF_NODEFAULT, on_value),
         CFG_STR_CB("cache", NULL, CFGF_NODEFAULT, on_value),
         CFG_STR_CB("backing-format", NULL, CFGF_NODEFAULT, on_value),
+        CFG_STR_LIST_CB("key-file", NULL, CFGF_NODEFAULT, on_value),
         CFG_STR_CB("tls", NULL, CFGF_NODEFAULT, on_value),
         CFG_STR_LIST_CB("allow", NULL, CFGF_NODEFAULT, on_value),
         CFG_STR_LIST_CB("tls-allow", NULL, CFGF_NODEFAULT, on_value),

@@ -51,6 +51,7 @@ void export_config_free(struct export_config *config)
     free(config->image);
     free(config->description);
     access_free(&config->access);
+    key_files_free(&config->key_files);
     *config = (struct export_config){0};
 }
 
@@ -66,9 +67,11 @@ int export_config_copy(struct export_config *to, const struct export_config *fro
     *to = *from;
     to->name = to->image = to->description = NULL;
     to->access = (struct access){0};
+    to->key_files = (struct key_files){.count = 0};
     if (!copy_text(&to->name, from->name) || !copy_text(&to->image, from->image) ||
         !copy_text(&to->description, from->description) ||
-        access_copy(&to->access, &from->access) < 0) {
+        access_copy(&to->access, &from->access) < 0 ||
+        key_files_copy(&to->key_files, &from->key_files) < 0) {
         export_config_free(to);
         return -ENOMEM;
     }
@@ -87,7 +90,7 @@ bool export_config_equal(const struct export_config *a, const struct export_conf
            a->direct == b->direct && a->trim == b->trim && a->backing_format == b->backing_format &&
            a->tls_only == b->tls_only && a->bytes_per_second == b->bytes_per_second &&
            a->operations_per_second == b->operations_per_second &&
-           access_equal(&a->access, &b->access);
+           access_equal(&a->access, &b->access) && key_files_equal(&a->key_files, &b->key_files);
 }
 
 /* ---- Fields ---- */
@@ -184,6 +187,12 @@ static int set_backing_format(struct export_config *config, const struct setting
     return 0;
 }
 
+static int add_key_file(struct export_config *config, const struct setting *setting,
+                        struct errtext *err)
+{
+    return key_files_add(&config->key_files, setting->called, setting->value, err);
+}
+
 static int set_tls(struct export_config *config, const struct setting *setting, struct errtext *err)
 {
     return set_flag(&config->tls_only, "require", "on",
@@ -245,6 +254,7 @@ int export_config_set(struct export_config *config, const char *field, const cha
         {"discard", set_discard},
         {"cache", set_cache},
         {"backing-format", set_backing_format},
+        {"key-file", add_key_file},
         {"tls", set_tls},
         {"allow", add_origin},
         {"tls-allow", add_identity},

@@ -12,6 +12,7 @@
 
 #include "base/errtext.h"
 #include "config/access.h"
+#include "config/key_files.h"
 #include "qcow2/qcow2.h"
 
 /* Exports of one server. */
@@ -25,6 +26,7 @@ struct export_config {
     bool direct; /* cache none */
     enum trim_policy trim;
     enum backing_format backing_format; /* of backing files whose format no header names */
+    struct key_files key_files;         /* of the image and those below it that are encrypted */
     bool tls_only;
     struct access access;
     uint64_t bytes_per_second; /* 0: as the server has it; the same for the next */
@@ -41,7 +43,8 @@ bool export_config_equal(const struct export_config *a, const struct export_conf
 
 /*
  * Sets what `field` names: name, image, description, read-only, discard, cache, backing-format,
- * tls, allow, tls-allow, bytes-per-second, operations-per-second. allow and tls-allow add a rule.
+ * key-file, tls, allow, tls-allow, bytes-per-second, operations-per-second. key-file, allow and
+ * tls-allow add one.
  * 0, or -errno with a message that begins with what the field is called where it was written.
  */
 int export_config_set(struct export_config *config, const char *field, const char *called,

@@ -48,6 +48,7 @@ extern const struct option_group info_options_group;
 extern const struct option_group ctl_options;
 extern const struct option_group resize_options_group;
 extern const struct option_group bitmap_options_group;
+extern const struct option_group key_options_group;
 
 /* "OPTION 'VALUE': must be ALLOWED", whatever bytes the value has. Returns -EINVAL. */
 int option_refuse_value(const char *option, const char *value, const char *allowed,
@@ -58,6 +59,9 @@ bool option_parse_number(const char *text, uint32_t most, uint32_t *number);
 
 /* As chmod takes it: octal, 0 to 777. 0, or -EINVAL with err. */
 int option_parse_mode(const char *option, const char *value, mode_t *mode, struct errtext *err);
+
+/* --key-file of a command that has one image. */
+int option_take_key_file(struct config *config, char *value, struct errtext *err);
 
 /* The defaults. */
 void serve_limits_init(struct serve_limits *limits);

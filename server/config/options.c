@@ -90,6 +90,7 @@ static const struct command_syntax syntaxes[] = {
     {"ctl", COMMAND_CTL, CTL_OPERANDS_MAX, {&ctl_options}},
     {"resize", COMMAND_RESIZE, 2, {&resize_options_group}},
     {"bitmap", COMMAND_BITMAP, BITMAP_OPERANDS_MAX, {&bitmap_options_group}},
+    {"key", COMMAND_KEY, 2, {&key_options_group}},
 };
 
 /* A command's options as getopt wants them. */
@@ -143,6 +144,8 @@ void options_print_help(FILE *out)
           "       qcowd info [--json] IMAGE\n"
           "       qcowd ctl [--json] SOCKET COMMAND [NAME=VALUE...]\n"
           "       qcowd resize [--shrink] IMAGE SIZE\n"
+          "       qcowd key add --key-file FILE --new-key-file FILE IMAGE\n"
+          "       qcowd key remove --slot NUMBER|--key-file FILE IMAGE\n"
           "       qcowd bitmap add|remove|clear|enable|disable IMAGE NAME...\n"
           "       qcowd bitmap merge [-b FILE] IMAGE NAME SOURCE...\n"
           "       qcowd bitmap list [--json] IMAGE\n"
@@ -353,6 +356,8 @@ static void set_defaults(struct config *config)
 void options_free(struct config *config)
 {
     export_options_free(&config->serve.exported);
+    key_files_free(&config->key_files);
+    key_files_free(&config->key.added);
 }
 
 int options_parse(struct config *config, int argc, char **argv, struct errtext *err)

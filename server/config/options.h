@@ -14,6 +14,7 @@
 #include "base/errtext.h"
 #include "base/log.h"
 #include "config/export_config.h"
+#include "config/key_files.h"
 #include "io/tls.h"
 #include "proto/nbd.h"
 #include "qcow2/check.h"
@@ -35,6 +36,7 @@ enum command {
     COMMAND_CTL,
     COMMAND_RESIZE,
     COMMAND_BITMAP,
+    COMMAND_KEY,
     COMMAND_HELP,
     COMMAND_VERSION,
 };
@@ -124,6 +126,14 @@ struct resize_config {
     enum backing_format backing_format;
 };
 
+struct key_config {
+    bool adds; /* else it removes */
+    bool slot_given;
+    uint32_t slot;
+    uint32_t iter_time_ms;  /* 0: as create has it */
+    struct key_files added; /* the one to add */
+};
+
 enum bitmap_command {
     BITMAP_COMMAND_ADD,
     BITMAP_COMMAND_REMOVE,
@@ -155,6 +165,8 @@ struct config {
     struct create_config create;
     struct resize_config resize;
     struct bitmap_config bitmap;
+    struct key_config key;
+    struct key_files key_files; /* of create, resize and key; those of exports are theirs */
     enum check_repair repair;
     bool json;
     char **operands; /* IMAGE and what follows it */

@@ -89,6 +89,11 @@ static int take_backing_format(struct config *config, char *value, struct errtex
     return set(config, "backing-format", "--backing-format", value, err);
 }
 
+static int take_key_file(struct config *config, char *value, struct errtext *err)
+{
+    return set(config, "key-file", "--key-file", value, err);
+}
+
 static int take_allow(struct config *config, char *value, struct errtext *err)
 {
     return set(config, "allow", "--allow", value, err);
@@ -233,6 +238,11 @@ static const struct option_spec options[] = {
      "what a backing file is whose format no header names: it\n"
      "is never guessed",
      take_backing_format},
+    {"key-file", '\0', "FILE",
+     "the passphrase of an encrypted image, all of its bytes; may\n"
+     "be repeated for encrypted images below it; also - (standard\n"
+     "input), fd:NUMBER, credential:NAME",
+     take_key_file},
     {"allow", '\0', "ORIGIN",
      "let in only clients from there: unix, user:NAME, group:NAME,\n"
      "10.0.0.0/8, vsock:CID, stdio; may be repeated",

@@ -109,6 +109,9 @@ static int finish_create(struct config *config, struct errtext *err)
     if (options->backing_format && !options->backing_name) {
         return err_set(err, EINVAL, "-F names the format of a backing file, but there is no -b");
     }
+    if (options->encryption.luks && config->key_files.count == 0) {
+        return err_set(err, EINVAL, "encrypt.format=luks needs a passphrase: --key-file FILE");
+    }
     if (!create->size_given && !options->backing_name) {
         return err_set(err, EINVAL, "the size is missing: qcowd create IMAGE SIZE, like 10G");
     }
@@ -119,11 +122,17 @@ static const struct option_spec create_specs[] = {
     {"options", 'o', "OPTION=VALUE,...",
      "compat, cluster_size, refcount_bits, extended_l2,\n"
      "lazy_refcounts, compression_type, data_file,\n"
-     "data_file_raw, as qemu-img takes them",
+     "data_file_raw, encrypt.format=luks, encrypt.cipher-alg,\n"
+     "-mode, .ivgen-alg, -hash-alg, .hash-alg, .iter-time,\n"
+     "as qemu-img takes them",
      take_create_list},
     {"backing", 'b', "FILE", "the backing file; -F names its format, qcow2 or raw", take_backing},
     {"backing-format", 'F', "FORMAT", "the backing file's format: it is never guessed",
      take_backing_format},
+    {"key-file", '\0', "FILE",
+     "the passphrase, all of its bytes, of an encrypted image;\n"
+     "as for serve, for its backing files as well",
+     option_take_key_file},
 };
 
 static const struct option_spec check_specs[] = {

@@ -47,6 +47,7 @@ static const struct option_spec specs[] = {
     {"shrink", '\0', NULL, "allow a smaller size: what is beyond it is lost", take_shrink},
     {"backing-format", '\0', "raw|qcow2", "what a backing file is whose format no header names",
      take_backing_format},
+    {"key-file", '\0', "FILE", "as for serve", option_take_key_file},
 };
 
 const struct option_group resize_options_group = {

@@ -15,6 +15,7 @@ static const struct qmp_argument export_add_arguments[] = {
     {"tls", JSON_STRING, true},
     {"allow", JSON_ARRAY, true},
     {"tls-allow", JSON_ARRAY, true},
+    {"key-file", JSON_ARRAY, true},
     {"bytes-per-second", JSON_STRING, true},
     {"operations-per-second", JSON_STRING, true},
 };

@@ -30,6 +30,15 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct list secrets = LIST_INIT(secrets);
 static bool warned;
 
+/*
+ * Pages that were given back, wiped, for the next who asks: the library asks for some at each of a
+ * derivation's million rounds, and the kernel would need most of its time.
+ */
+#define SPARES_MAX      8U
+#define SPARE_MAX_BYTES 16384U
+static struct list spares = LIST_INIT(spares);
+static unsigned spare_count;
+
 static struct secret *head_of(const void *pointer)
 {
     return (struct secret *)(void *)((uintptr_t)pointer - SECRET_ALIGNMENT_BYTES);
@@ -40,6 +49,32 @@ static void *bytes_of(struct secret *secret)
     return (uint8_t *)secret + SECRET_ALIGNMENT_BYTES;
 }
 
+/* The caller has the lock. NULL: none of that size. */
+static struct secret *take_spare(size_t mapped_bytes)
+{
+    list_for_each(node, &spares) {
+        struct secret *spare = list_entry(node, struct secret, link);
+        if (spare->mapped_bytes == mapped_bytes) {
+            list_remove(node);
+            spare_count--;
+            return spare;
+        }
+    }
+    return NULL;
+}
+
+static void *use_spare(size_t len, size_t mapped_bytes)
+{
+    pthread_mutex_lock(&lock);
+    struct secret *spare = take_spare(mapped_bytes);
+    if (spare) {
+        spare->len = len;
+        list_push_back(&secrets, &spare->link);
+    }
+    pthread_mutex_unlock(&lock);
+    return spare ? bytes_of(spare) : NULL;
+}
+
 void *secret_alloc(size_t len)
 {
     size_t page_bytes = (size_t)sysconf(_SC_PAGESIZE);
@@ -48,6 +83,10 @@ void *secret_alloc(size_t len)
         return NULL;
     }
     size_t mapped_bytes = round_up_to(len + SECRET_ALIGNMENT_BYTES, page_bytes);
+    void *spare = use_spare(len, mapped_bytes);
+    if (spare) {
+        return spare;
+    }
     struct secret *secret =
         mmap(NULL, mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (secret == MAP_FAILED) {
@@ -76,12 +115,19 @@ void secret_free(void *pointer)
         return;
     }
     struct secret *secret = head_of(pointer);
+    size_t mapped_bytes = secret->mapped_bytes;
+    secret_wipe(pointer, mapped_bytes - SECRET_ALIGNMENT_BYTES);
     pthread_mutex_lock(&lock);
     list_remove(&secret->link);
+    bool kept = spare_count < SPARES_MAX && mapped_bytes <= SPARE_MAX_BYTES;
+    if (kept) {
+        spare_count++;
+        list_push_back(&spares, &secret->link);
+    }
     pthread_mutex_unlock(&lock);
-    size_t mapped_bytes = secret->mapped_bytes;
-    secret_wipe(secret, mapped_bytes);
-    munmap(secret, mapped_bytes);
+    if (!kept) {
+        munmap(secret, mapped_bytes);
+    }
 }
 
 bool secret_is(const void *pointer)

@@ -62,18 +62,41 @@ static int co_add_log(const struct image_job *job, struct world *world, struct i
     return result;
 }
 
+struct key_reading {
+    const struct key_files *files;
+    struct key_ring *ring;
+    struct errtext *err;
+    int result;
+};
+
+static void read_keys(void *arg)
+{
+    struct key_reading *reading = arg;
+    reading->result = key_ring_read(reading->files, reading->ring, reading->err);
+}
+
 /* On the image's loop. */
 static void co_open_there(void *arg)
 {
     struct image_job *job = arg;
     struct world *world = job->open->loop->runtime.world;
+    struct key_ring ring;
+    struct key_reading reading = {&job->open->key_files, &ring, job->err, 0};
+    world->ops->co_work(world, read_keys, &reading);
+    job->result = reading.result;
+    if (job->result < 0) {
+        return;
+    }
     struct qcow2_open_options options = {
         .read_only = !job->open->writable,
         .direct = job->open->direct,
         .trim = job->open->trim,
         .backing_format = job->open->backing_format,
+        .keys = ring.keys,
+        .key_count = ring.count,
     };
     job->result = co_qcow2_open(world, job->open->path, &options, &job->image, job->err);
+    key_ring_wipe(&ring);
     if (job->result == 0 && job->table->serve->log_writes) {
         job->result = co_add_log(job, world, &job->image);
     }
@@ -136,6 +159,7 @@ void open_image_free(struct open_image *open)
 {
     if (open) {
         list_remove(&open->link);
+        key_files_free(&open->key_files);
         free(open->path);
         free(open);
     }

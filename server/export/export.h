@@ -34,6 +34,7 @@ struct open_image {
     bool direct;
     enum trim_policy trim;
     enum backing_format backing_format;
+    struct key_files key_files;
     struct service_loop *loop;
     struct image *image; /* NULL: not open */
     unsigned exports;    /* that show it */

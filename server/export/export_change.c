@@ -112,7 +112,8 @@ static int find_image(struct change *change, struct wanted_export *wanted, struc
     const char *differs = first->direct != config->direct                   ? "cache"
                           : first->trim != config->trim                     ? "discard"
                           : first->backing_format != config->backing_format ? "backing-format"
-                                                                            : NULL;
+                          : !key_files_equal(&first->key_files, &config->key_files) ? "key-file"
+                                                                                    : NULL;
     if (differs) {
         return err_set(err, EINVAL,
                        "the exports '%s' and '%s' show the same image, %s: they need the same %s",
@@ -160,7 +161,8 @@ static bool is_open_as_wanted(const struct change *change, const struct wanted_i
                               const struct open_image *open)
 {
     if (open->direct != image->first->direct || open->trim != image->first->trim ||
-        open->backing_format != image->first->backing_format) {
+        open->backing_format != image->first->backing_format ||
+        !key_files_equal(&open->key_files, &image->first->key_files)) {
         return false;
     }
     bool enough = open->writable == image->writable;
@@ -190,6 +192,10 @@ static struct open_image *open_image_create(const struct wanted_image *image)
         .backing_format = image->first->backing_format,
     };
     list_init(&open->link);
+    if (key_files_copy(&open->key_files, &image->first->key_files) < 0) {
+        open_image_free(open);
+        return NULL;
+    }
     return open;
 }
 

@@ -210,8 +210,7 @@ static int co_fsync(struct qcow2 *q)
 static int co_fsync_data(struct qcow2 *q)
 {
     int ret = co_timed_flush(q, q->data);
-    return ret < 0 ? engine_fail(q, -ret, q->data == q->disk ? "fsync" : "fsync of the data file")
-                   : 0;
+    return ret < 0 ? engine_fail(q, -ret, q->data_file ? "fsync of the data file" : "fsync") : 0;
 }
 
 /* The old table's clusters go when the header names the new one. */
@@ -268,7 +267,7 @@ static int co_first_wave(struct qcow2 *q, struct snapshot_pieces *pieces)
         return engine_fail(q, -ret, "writing refcount blocks");
     }
     /* O2: what the second wave points at, in whichever file it lies. */
-    ret = q->data == q->disk ? 0 : co_fsync_data(q);
+    ret = q->data_file ? co_fsync_data(q) : 0;
     if (ret == 0) {
         ret = co_fsync(q);
     }
@@ -393,7 +392,7 @@ int co_commit_counts(struct qcow2 *q)
 {
     int ret = co_commit_mode(q, true);
     /* Where no count was dirty, only the file with the guest's data has been flushed. */
-    return ret < 0 || q->data == q->disk ? ret : co_fsync(q);
+    return ret < 0 || !q->data_file ? ret : co_fsync(q);
 }
 
 int co_commit_all(struct qcow2 *q)

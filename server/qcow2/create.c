@@ -231,6 +231,80 @@ static int parse_data_file_raw(struct create_options *options, const char *name,
     return parse_bool_value(name, value, &options->data_file_raw, err);
 }
 
+static int parse_encrypt_format(struct create_options *options, const char *name, const char *value,
+                                struct errtext *err)
+{
+    if (strcmp(value, "luks") != 0) {
+        return bad_value(name, value, "luks", err);
+    }
+    options->encryption.luks = true;
+    return 0;
+}
+
+/* What these may be is checked when all are known (choose_spec() in unlock.c). */
+static int parse_cipher_alg(struct create_options *options, const char *name, const char *value,
+                            struct errtext *err)
+{
+    (void)name;
+    (void)err;
+    options->encryption.cipher_alg = value;
+    return 0;
+}
+
+static int parse_cipher_mode(struct create_options *options, const char *name, const char *value,
+                             struct errtext *err)
+{
+    (void)name;
+    (void)err;
+    options->encryption.cipher_mode = value;
+    return 0;
+}
+
+static int parse_iv_gen(struct create_options *options, const char *name, const char *value,
+                        struct errtext *err)
+{
+    (void)name;
+    (void)err;
+    options->encryption.iv_gen = value;
+    return 0;
+}
+
+static int parse_iv_hash(struct create_options *options, const char *name, const char *value,
+                         struct errtext *err)
+{
+    (void)name;
+    (void)err;
+    options->encryption.iv_hash = value;
+    return 0;
+}
+
+static int parse_hash(struct create_options *options, const char *name, const char *value,
+                      struct errtext *err)
+{
+    (void)name;
+    (void)err;
+    options->encryption.hash = value;
+    return 0;
+}
+
+static int parse_iter_time(struct create_options *options, const char *name, const char *value,
+                           struct errtext *err)
+{
+    uint64_t ms;
+    if (parse_size(value, &ms) < 0 || ms == 0 || ms > 60000) {
+        return bad_value(name, value, "milliseconds, from 1 to 60000", err);
+    }
+    options->encryption.iter_time_ms = (uint32_t)ms;
+    return 0;
+}
+
+static int parse_key_secret(struct create_options *options, const char *name, const char *value,
+                            struct errtext *err)
+{
+    (void)options;
+    return bad_value(name, value, "--key-file FILE instead: qcowd has no objects", err);
+}
+
 static int parse_backing_format(struct create_options *options, const char *name, const char *value,
                                 struct errtext *err)
 {
@@ -259,6 +333,14 @@ int create_option_parse(struct create_options *options, char *assignment, struct
         {"backing_fmt", parse_backing_format},
         {"data_file", parse_data_file},
         {"data_file_raw", parse_data_file_raw},
+        {"encrypt.format", parse_encrypt_format},
+        {"encrypt.cipher-alg", parse_cipher_alg},
+        {"encrypt.cipher-mode", parse_cipher_mode},
+        {"encrypt.ivgen-alg", parse_iv_gen},
+        {"encrypt.ivgen-hash-alg", parse_iv_hash},
+        {"encrypt.hash-alg", parse_hash},
+        {"encrypt.iter-time", parse_iter_time},
+        {"encrypt.key-secret", parse_key_secret},
     };
 
     char *equals = strchr(assignment, '=');
@@ -275,11 +357,13 @@ int create_option_parse(struct create_options *options, char *assignment, struct
     }
     char shown[64];
     err_sanitise(shown, sizeof(shown), assignment, name_len);
-    return err_set(err, EINVAL,
-                   "option \"%s\" is unknown; known are size, compat, cluster_size, refcount_bits, "
-                   "extended_l2, lazy_refcounts, compression_type, backing_file, backing_fmt, "
-                   "data_file, data_file_raw",
-                   shown);
+    return err_set(
+        err, EINVAL,
+        "option \"%s\" is unknown; known are size, compat, cluster_size, refcount_bits, "
+        "extended_l2, lazy_refcounts, compression_type, backing_file, backing_fmt, "
+        "data_file, data_file_raw, encrypt.format, encrypt.cipher-alg, encrypt.cipher-mode, "
+        "encrypt.ivgen-alg, encrypt.ivgen-hash-alg, encrypt.hash-alg, encrypt.iter-time",
+        shown);
 }
 
 /* Where everything goes; all counts are in clusters, all tables follow one another. */
@@ -289,7 +373,9 @@ struct layout {
     uint64_t reftable_clusters;
     uint64_t refblocks; /* one cluster each */
     uint64_t l1_clusters;
-    uint64_t l2_tables; /* one cluster each; for a raw data file only */
+    uint64_t l2_tables;  /* one cluster each; for a raw data file only */
+    uint64_t keys_bytes; /* the encryption header's area, 0: none */
+    uint64_t keys_clusters;
     uint64_t total_clusters;
 };
 
@@ -317,10 +403,13 @@ static void layout_geometry(const struct create_options *options, struct geometr
     geo->data_file_raw = options->data_file_raw;
 }
 
-/* The options must have been checked. */
-static void layout_init(const struct create_options *options, struct layout *layout)
+/* The options must have been checked. keys_bytes: of the encryption header's area, 0: none. */
+static void layout_init(const struct create_options *options, uint64_t keys_bytes,
+                        struct layout *layout)
 {
     layout_geometry(options, &layout->geo);
+    layout->keys_bytes = keys_bytes;
+    layout->keys_clusters = div_round_up(keys_bytes, layout->geo.cluster_bytes);
     const struct geometry *geo = &layout->geo;
 
     /* At least one entry, so that the L1 table of a disk of no size has a place in the file too. */
@@ -340,7 +429,7 @@ static void layout_init(const struct create_options *options, struct layout *lay
         uint64_t table_bytes = MAX_OF(layout->refblocks * sizeof(be64_t), room_bytes);
         layout->reftable_clusters = MAX_OF(div_round_up(table_bytes, geo->cluster_bytes), 1);
         layout->total_clusters = 1 + layout->reftable_clusters + layout->refblocks +
-                                 layout->l1_clusters + layout->l2_tables;
+                                 layout->l1_clusters + layout->l2_tables + layout->keys_clusters;
         uint64_t needed = div_round_up(layout->total_clusters, geo->refblock_entries);
         if (needed <= layout->refblocks) {
             return;
@@ -367,6 +456,11 @@ static uint64_t l1_offset(const struct layout *layout)
 static uint64_t l2_offset(const struct layout *layout)
 {
     return l1_offset(layout) + layout->l1_clusters * layout->geo.cluster_bytes;
+}
+
+static uint64_t keys_offset(const struct layout *layout)
+{
+    return l2_offset(layout) + layout->l2_tables * layout->geo.cluster_bytes;
 }
 
 static const struct {
@@ -399,6 +493,9 @@ static size_t header_bytes_needed(const struct create_options *options)
     }
     if (options->data_file_name) {
         bytes += extension_bytes(strlen(options->data_file_name));
+    }
+    if (options->encryption.luks) {
+        bytes += extension_bytes(2 * sizeof(be64_t));
     }
     return bytes;
 }
@@ -451,7 +548,7 @@ static void fill_header(uint8_t *cluster, const struct create_options *options,
     put_be32(&head.version, options->version);
     put_be32(&head.cluster_bits, geo->cluster_bits);
     put_be64(&head.size, geo->size_bytes);
-    put_be32(&head.crypt_method, QCOW2_CRYPT_NONE);
+    put_be32(&head.crypt_method, layout->keys_bytes > 0 ? QCOW2_CRYPT_LUKS : QCOW2_CRYPT_NONE);
     put_be32(&head.l1_size, (uint32_t)layout->l1_entries);
     put_be64(&head.l1_table_offset, l1_offset(layout));
     put_be64(&head.refcount_table_offset, reftable_offset(layout));
@@ -471,6 +568,12 @@ static void fill_header(uint8_t *cluster, const struct create_options *options,
     if (options->data_file_name) {
         put_extension(&at, QCOW2_EXT_DATA_FILE, options->data_file_name,
                       strlen(options->data_file_name));
+    }
+    if (layout->keys_bytes > 0) {
+        uint8_t place[2 * sizeof(be64_t)];
+        put_be64(place, keys_offset(layout));
+        put_be64(place + sizeof(be64_t), layout->keys_bytes);
+        put_extension(&at, QCOW2_EXT_CRYPTO, place, sizeof(place));
     }
     /* The names only help those who do not know a feature; where room is short they stay away. */
     if (options->version >= 3 &&
@@ -577,6 +680,24 @@ static int check_data_file(const struct create_options *options, struct errtext 
     return plain_name_check("data file", options->data_file_name, err);
 }
 
+static int check_encryption(const struct create_options *options, struct errtext *err)
+{
+    const struct encryption_options *encryption = &options->encryption;
+    if (!encryption->luks) {
+        bool given = encryption->cipher_alg || encryption->cipher_mode || encryption->iv_gen ||
+                     encryption->iv_hash || encryption->hash || encryption->iter_time_ms;
+        return given ? err_set(err, EINVAL, "encrypt.* needs encrypt.format=luks") : 0;
+    }
+    if (options->data_file_raw) {
+        return err_set(
+            err, EINVAL,
+            "data_file_raw and encrypt.format exclude each other: a raw data file is the "
+            "disk as the guest sees it");
+    }
+    uint64_t area_bytes;
+    return luks_measure(encryption, &area_bytes, err);
+}
+
 /* The names lie in the first cluster. */
 static int check_names_fit(const struct create_options *options, struct errtext *err)
 {
@@ -617,6 +738,9 @@ int create_options_check(const struct create_options *options, struct errtext *e
     ret = check_backing(options, err);
     if (ret == 0) {
         ret = check_data_file(options, err);
+    }
+    if (ret == 0) {
+        ret = check_encryption(options, err);
     }
     return ret < 0 ? ret : check_names_fit(options, err);
 }
@@ -702,12 +826,36 @@ static int co_write_header(struct disk *disk, const struct create_options *optio
     return ret;
 }
 
+/* The encryption header of a new image. keys->bytes is the caller's to free(). */
+struct new_keys {
+    uint8_t *bytes;
+    size_t len;
+    uint64_t area_bytes; /* 0: not encrypted */
+};
+
+static int co_make_keys(struct world *world, const struct create_options *options,
+                        struct new_keys *keys, struct errtext *err)
+{
+    struct luks luks;
+    *keys = (struct new_keys){.bytes = NULL};
+    if (!options->encryption.luks) {
+        return 0;
+    }
+    if (!options->key) {
+        return err_set(err, EINVAL, "encrypt.format=luks needs a passphrase: --key-file FILE");
+    }
+    int ret = co_luks_make(world, &options->encryption, options->key, &luks, &keys->bytes,
+                           &keys->len, err);
+    keys->area_bytes = ret == 0 ? luks_area_bytes(&luks) : 0;
+    return ret;
+}
+
 /* Fills a new, empty file. */
 static int co_fill_image(struct disk *disk, const struct create_options *options,
-                         struct errtext *err)
+                         const struct new_keys *keys, struct errtext *err)
 {
     struct layout layout;
-    layout_init(options, &layout);
+    layout_init(options, keys->area_bytes, &layout);
 
     int ret = disk->ops->co_truncate(disk, layout.total_clusters * layout.geo.cluster_bytes);
     if (ret == 0) {
@@ -715,6 +863,9 @@ static int co_fill_image(struct disk *disk, const struct create_options *options
     }
     if (ret == 0 && layout.l2_tables > 0) {
         ret = co_write_mapping(disk, &layout);
+    }
+    if (ret == 0 && keys->area_bytes > 0) {
+        ret = co_disk_write(disk, keys_offset(&layout), keys->bytes, keys->len);
     }
     /* O1: what the header names is durable before the header is. */
     if (ret == 0) {
@@ -746,20 +897,22 @@ static int co_fill_both(struct world *world, struct disk *image,
 {
     bool made = false;
     char *path = NULL;
-    int ret = 0;
+    struct new_keys keys;
+    int ret = co_make_keys(world, options, &keys, err);
 
-    if (options->data_file_name) {
+    if (ret == 0 && options->data_file_name) {
         ret = plain_path_resolve("data file", image->path, options->data_file_name, &path, err);
         if (ret == 0) {
             ret = co_prepare_data_file(world, path, image, options, &made, err);
         }
     }
     if (ret == 0) {
-        ret = co_fill_image(image, options, err);
+        ret = co_fill_image(image, options, &keys, err);
     }
     if (ret < 0 && made) {
         remove_made(world, path, err);
     }
+    free(keys.bytes);
     free(path);
     return ret;
 }

@@ -10,6 +10,8 @@
 
 #include "base/errtext.h"
 #include "io/world.h"
+#include "qcow2/key.h"
+#include "qcow2/unlock.h"
 
 struct create_options {
     /* Rounded up to a multiple of 512, as qemu-img does. 0 with a backing file means: its size; the
@@ -25,6 +27,8 @@ struct create_options {
     const char *backing_format; /* must be given with backing_name: "qcow2" or "raw" */
     const char *data_file_name; /* NULL: none; version 3 */
     bool data_file_raw;         /* with a data file, and without a backing file */
+    struct encryption_options encryption; /* not with data_file_raw, whose bytes are the guest's */
+    const struct image_key *key;          /* the passphrase of an encrypted image */
 };
 
 void create_options_init(struct create_options *options);
@@ -32,9 +36,10 @@ void create_options_init(struct create_options *options);
 /*
  * Parses one "OPTION=VALUE" of `qcowd create -o`: size, compat (0.10, 1.1, v2, v3), cluster_size,
  * refcount_bits, extended_l2, lazy_refcounts, compression_type, backing_file, backing_fmt,
- * data_file, data_file_raw; names and values as qemu-img takes them, sizes with suffixes k M G T P.
- * Strings point into the argument. -EINVAL with err naming option, value and what is allowed. Does
- * not suspend.
+ * data_file, data_file_raw, encrypt.format (luks), encrypt.cipher-alg, encrypt.cipher-mode,
+ * encrypt.ivgen-alg, encrypt.ivgen-hash-alg, encrypt.hash-alg, encrypt.iter-time; names and values
+ * as qemu-img takes them, sizes with suffixes k M G T P. Strings point into the argument. -EINVAL
+ * with err naming option, value and what is allowed. Does not suspend.
  */
 int create_option_parse(struct create_options *options, char *assignment, struct errtext *err);
 

@@ -20,8 +20,8 @@ static const struct disk *find_same_file(const struct qcow2 *top, const struct d
         if (disk_is_same(layer->disk, disk)) {
             return layer->disk;
         }
-        if (layer->data != layer->disk && disk_is_same(layer->data, disk)) {
-            return layer->data;
+        if (layer->data_file && disk_is_same(layer->data_file, disk)) {
+            return layer->data_file;
         }
         if (layer->backing_raw && disk_is_same(raw_image_disk(layer->backing_raw), disk)) {
             return raw_image_disk(layer->backing_raw);
@@ -93,7 +93,7 @@ static int co_open_data_file(struct qcow2 *top, struct qcow2 *layer, struct errt
         err_prefix(err, "the data file of %s", layer->path);
         return ret;
     }
-    layer->data = data;
+    layer->data_file = layer->data = data;
     return 0;
 }
 

@@ -459,6 +459,9 @@ static int co_zero_raw_piece(struct qcow2 *q, guest_off start, guest_off end, en
     struct disk *data = q->data;
     uint64_t len = end.bytes - start.bytes;
 
+    if (q->encrypted) { /* where a hole does not read as zeroes */
+        return co_write_zeroes(q, start, end, true);
+    }
     int ret = mode == ZERO_UNMAP ? data->ops->co_punch(data, start.bytes, len) : -EOPNOTSUPP;
     return ret == -EOPNOTSUPP ? data->ops->co_zero(data, start.bytes, len) : ret;
 }
@@ -578,7 +581,7 @@ static int co_zero_is_fast(struct qcow2 *q, guest_off start, guest_off end, enum
 
     *fast = false;
     if (q->geo.data_file_raw) {
-        *fast = mode == ZERO_UNMAP && !q->data->is_block_device;
+        *fast = !q->encrypted && mode == ZERO_UNMAP && !q->data->is_block_device;
         return 0;
     }
     if (!q->geo.has_zero_flag) {

@@ -2,6 +2,7 @@
 /*
  * The running image: what the rooms of the engine share. A request's way through them:
  *
+ *   encrypted_disk.c  before each disk below, where the image is encrypted
  *   read.c   map -> disk (or inflate, or the backing chain)
  *   write.c  table (hold) -> map -> [in place] disk
  *                                -> [new] alloc -> disk (head + data + tail) -> map (publish)
@@ -22,6 +23,7 @@
 #include <stdint.h>
 
 #include "base/errtext.h"
+#include "crypto/cipher.h"
 #include "image.h"
 #include "io/world.h"
 #include "qcow2/alloc.h"
@@ -95,9 +97,13 @@ struct engine_counts {
 struct qcow2 {
     struct image image; /* first: the two are cast into each other */
     struct world *world;
-    struct disk *disk; /* the image file: metadata, and compressed clusters */
-    /* Where standard clusters of the guest lie: `disk`, or an external data file. Owned. */
-    struct disk *data;
+    struct disk *disk;      /* the image file: metadata, and compressed clusters */
+    struct disk *data_file; /* an external one, NULL: none */
+    struct disk *encrypted; /* in front of the one or the other, NULL: not encrypted */
+    struct disk *data;      /* where standard clusters of the guest lie: one of the three */
+    /* Of an encrypted image: the key at work, until `encrypted` has it. */
+    struct cipher *cipher;
+    struct cipher_spec cipher_spec;
     struct header header;
     /*
      * header.geo, one step nearer. While the disk is resized its size is the one that the tables

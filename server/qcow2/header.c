@@ -724,6 +724,27 @@ static int admit_data_file(const struct header *header, const char *path, struct
     return 0;
 }
 
+/* Section "Header", crypt_method; header extension "Full disk encryption header pointer". */
+static int admit_encryption(const struct header *header, enum header_purpose purpose,
+                            const char *path, struct errtext *err)
+{
+    if (header->crypt_method == QCOW2_CRYPT_LUKS && header->crypto_header_len_bytes == 0) {
+        return err_set(
+            err, EINVAL,
+            "%s: crypt_method is 2 (LUKS), but header extension 0x%08x, which says where "
+            "the keys are, is missing",
+            path, QCOW2_EXT_CRYPTO);
+    }
+    if (header->crypt_method == QCOW2_CRYPT_AES && purpose == HEADER_FOR_WRITING) {
+        return err_set(
+            err, ENOTSUP,
+            "%s: crypt_method is 1 (AES), which is not safe: allowed is reading it, with "
+            "--read-only, for instance to convert it",
+            path);
+    }
+    return 0;
+}
+
 static int admit_changes(const struct header *header, const char *path, struct errtext *err)
 {
     if (header->incompatible & QCOW2_INCOMPAT_CORRUPT) {
@@ -751,12 +772,10 @@ int header_admit(const struct header *header, enum header_purpose purpose, const
     if (purpose == HEADER_FOR_BITMAPS) {
         return admit_changes(header, path, err);
     }
-    if (header->crypt_method != QCOW2_CRYPT_NONE) {
-        return err_set(err, ENOTSUP,
-                       "%s: crypt_method is %" PRIu32 ": allowed is 0 (not encrypted)", path,
-                       header->crypt_method);
+    int ret = admit_encryption(header, purpose, path, err);
+    if (ret == 0) {
+        ret = admit_data_file(header, path, err);
     }
-    int ret = admit_data_file(header, path, err);
     if (ret < 0) {
         return ret;
     }

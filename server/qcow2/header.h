@@ -81,7 +81,8 @@ void header_free(struct header *header);
 /*
  * Whether an image may be used for this purpose. Unknown incompatible features are refused by the
  * name that the image's feature name table gives them (co_header_read keeps the table's answer in
- * header->unknown_feature). Encryption: -ENOTSUP for reading and writing. An external data file
+ * header->unknown_feature). AES encryption (method 1): -ENOTSUP for
+ * writing; LUKS without its header: -EINVAL. An external data file
  * without a name, with snapshots, or raw and with a backing file: -EINVAL for reading and writing.
  * Corrupt bit: -EIO for writing and for changes to bitmaps, says to run `qcowd check --repair all`.
  * zstd without libzstd built in: -ENOTSUP. Info

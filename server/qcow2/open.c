@@ -21,11 +21,13 @@
 #include "qcow2/commit.h"
 #include "qcow2/data_file.h"
 #include "qcow2/discard.h"
+#include "qcow2/encrypted_disk.h"
 #include "qcow2/engine.h"
 #include "qcow2/json_name.h"
 #include "qcow2/read.h"
 #include "qcow2/refcount.h"
 #include "qcow2/statistics.h"
+#include "qcow2/unlock.h"
 #include "qcow2/write.h"
 #include "sched/co.h"
 
@@ -131,9 +133,9 @@ static void layer_free(struct qcow2 *q)
     request_table_free(q->table);
     header_free(&q->header);
     json_name_free(q->below);
-    if (q->data != q->disk) {
-        disk_close(q->data);
-    }
+    cipher_free(q->cipher);
+    disk_close(q->encrypted);
+    disk_close(q->data_file);
     disk_close(q->disk);
     free(q->path);
     free(q);
@@ -326,7 +328,7 @@ static int check_snapshot_tables(const struct qcow2 *q, struct errtext *err)
     return 0;
 }
 
-/* Header, L1, refcount table, snapshot table, then what those point at. */
+/* Header, L1, refcount table, snapshot table and keys, then what those point at. */
 static int co_build_metamap(struct qcow2 *q, struct errtext *err)
 {
     const struct header *header = &q->header;
@@ -340,6 +342,7 @@ static int co_build_metamap(struct qcow2 *q, struct errtext *err)
         {"refcount table", header->reftable_offset.bytes,
          (uint64_t)header->reftable_clusters << q->geo.cluster_bits},
         {"snapshot table", header->snapshots_offset.bytes, header->snapshots_len_bytes},
+        {"encryption header", header->crypto_header_offset.bytes, header->crypto_header_len_bytes},
     };
     int ret = check_snapshot_tables(q, err);
     if (ret < 0) {
@@ -434,6 +437,16 @@ static int co_repair_dirty(struct qcow2 *q, struct errtext *err)
     return 0;
 }
 
+/* Before anything is written: who has no key changes nothing. */
+static int co_find_cipher(struct qcow2 *q, struct errtext *err)
+{
+    if (q->header.crypt_method == QCOW2_CRYPT_NONE || q->options.bitmaps_only) {
+        return 0;
+    }
+    return co_unlock(q->disk, &q->header, q->options.key_count > 0 ? q->options.keys : NULL,
+                     &q->cipher_spec, &q->cipher, err);
+}
+
 static int co_read_header(struct qcow2 *q, bool writable, struct errtext *err)
 {
     int ret = co_header_read(q->disk, &q->header, err);
@@ -445,6 +458,9 @@ static int co_read_header(struct qcow2 *q, bool writable, struct errtext *err)
         purpose = writable ? HEADER_FOR_BITMAPS : HEADER_FOR_CHECK;
     }
     ret = header_admit(&q->header, purpose, q->path, err);
+    if (ret == 0) {
+        ret = co_find_cipher(q, err);
+    }
     if (ret == 0 && writable && (q->header.incompatible & QCOW2_INCOMPAT_DIRTY)) {
         ret = co_repair_dirty(q, err);
     }
@@ -551,7 +567,13 @@ static int co_open_backing_qcow2(struct qcow2 *top, struct qcow2 *above, struct 
         .read_only = true,
         .direct = above->options.direct,
         .cache_bytes = above->options.cache_bytes,
+        .keys = above->options.keys,
+        .key_count = above->options.key_count,
     };
+    if (above->header.crypt_method != QCOW2_CRYPT_NONE && options.key_count > 1) {
+        options.keys++;
+        options.key_count--;
+    }
     struct qcow2 *fresh;
     int ret = co_open_layer(top->world, file->path, &options, &fresh, err);
     if (ret < 0) {
@@ -661,6 +683,25 @@ static int co_open_chain(struct qcow2 *top, struct errtext *err)
     return 0;
 }
 
+/* Puts the keys to work, and forgets where they came from. */
+static int open_encrypted(struct qcow2 *top, struct errtext *err)
+{
+    for (struct qcow2 *layer = top; layer; layer = layer->backing) {
+        layer->options.keys = NULL;
+        layer->options.key_count = 0;
+        if (!layer->cipher) {
+            continue;
+        }
+        if (encrypted_disk_create(layer->data, layer->cipher, &layer->cipher_spec,
+                                  &layer->encrypted) < 0) {
+            return err_set(err, ENOMEM, "%s: out of memory", layer->path);
+        }
+        layer->cipher = NULL;
+        layer->data = layer->encrypted;
+    }
+    return 0;
+}
+
 /* One budget for the whole chain: half for the top image, the rest for the layers below. */
 static void share_cache(struct qcow2 *top)
 {
@@ -702,6 +743,9 @@ int co_qcow2_open(struct world *world, const char *path, const struct qcow2_open
     }
     if (ret == 0 && !effective.bitmaps_only) {
         ret = co_open_data_files(q, err);
+    }
+    if (ret == 0) {
+        ret = open_encrypted(q, err);
     }
     if (ret == 0) {
         share_cache(q);

@@ -11,6 +11,7 @@
 #include "image.h"
 #include "io/world.h"
 #include "qcow2/chain.h"
+#include "qcow2/key.h"
 
 enum trim_policy {
     TRIM_UNMAP,  /* freed clusters are punched out of the host file */
@@ -33,6 +34,12 @@ struct qcow2_open_options {
      * an external data file are opened, and there are no calls for guest data.
      */
     bool bitmaps_only;
+    /*
+     * Passphrases of the encrypted images of the chain, from the top; the last one is for all that
+     * follow, too. Used while the chain is opened, and not after.
+     */
+    const struct image_key *keys;
+    unsigned key_count;
 };
 
 /*
@@ -40,8 +47,8 @@ struct qcow2_open_options {
  * dirty bit is set; unknown autoclear bits are cleared and flushed; the file is locked. On success
  * *out is owned by the caller, who ends it with image->ops->co_close(). On failure nothing has been
  * written to a file that was found damaged, and err says file, field, value and what is allowed.
- * -EINVAL, -ENOTSUP, -EIO, -ENOMEM, -EAGAIN (locked), -ELOOP (a chain that names itself), and what
- * opening a file can return. May suspend.
+ * -EINVAL, -ENOTSUP, -EIO, -ENOMEM, -EAGAIN (locked), -EACCES (a passphrase is missing or wrong),
+ * -ELOOP (a chain that names itself), and what opening a file can return. May suspend.
  */
 int co_qcow2_open(struct world *world, const char *path, const struct qcow2_open_options *options,
                   struct image **out, struct errtext *err);

@@ -13,6 +13,7 @@
 
 #include "io/buffers.h"
 #include "qcow2/compress.h"
+#include "qcow2/encrypted_disk.h"
 #include "qcow2/engine.h"
 #include "qcow2/map.h"
 #include "qcow2/raw.h"
@@ -219,7 +220,11 @@ static int co_read_found(const struct found *found, guest_off guest, uint8_t *bu
         return 0;
     case FOUND_DATA:
     case FOUND_RAW_DATA:
-        return co_disk_read(layer->data, found->mapping.host.bytes, buf, len);
+        /* The legacy method counts in the guest's sectors. */
+        return layer->header.crypt_method == QCOW2_CRYPT_AES
+                   ? co_encrypted_disk_read_as(layer->encrypted, found->mapping.host.bytes,
+                                               guest.bytes, buf, len)
+                   : co_disk_read(layer->data, found->mapping.host.bytes, buf, len);
     case FOUND_COMPRESSED:
         return co_read_compressed(layer, found->mapping.descriptor,
                                   offset_in_cluster(&layer->geo, guest), buf, len);
@@ -277,7 +282,7 @@ int co_read_for_copy(struct qcow2 *q, guest_off guest, void *buf, size_t len)
 
 static bool knows_holes(const struct found *found)
 {
-    return found->kind == FOUND_RAW || found->kind == FOUND_RAW_DATA;
+    return found->kind == FOUND_RAW || (found->kind == FOUND_RAW_DATA && !found->layer->encrypted);
 }
 
 /* Data and holes of a raw file, from `guest` on. */

@@ -248,6 +248,9 @@ static int co_grow_data_file(struct qcow2 *q, uint64_t size_bytes)
     if (!q->geo.data_file || q->data->size_bytes >= size_bytes) {
         return 0;
     }
+    if (q->geo.data_file_raw && q->encrypted) {
+        return -ENOTSUP; /* no entry would say that what is new reads as zeroes */
+    }
     return q->data->is_block_device ? -ENOSPC : q->data->ops->co_truncate(q->data, size_bytes);
 }
 

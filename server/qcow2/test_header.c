@@ -302,7 +302,12 @@ START_TEST(admission)
     put(AT(crypt_method), 4, QCOW2_CRYPT_AES);
     ck_assert_int_eq(read_header(&header), 0);
     ck_assert_int_eq(header_admit(&header, HEADER_FOR_CHECK, image_path, &err), 0);
-    ck_assert_int_eq(header_admit(&header, HEADER_FOR_READING, image_path, &err), -ENOTSUP);
+    ck_assert_int_eq(header_admit(&header, HEADER_FOR_READING, image_path, &err), 0);
+    ck_assert_int_eq(header_admit(&header, HEADER_FOR_WRITING, image_path, &err), -ENOTSUP);
+    header_free(&header);
+    put(AT(crypt_method), 4, QCOW2_CRYPT_LUKS);
+    ck_assert_int_eq(read_header(&header), 0);
+    ck_assert_int_eq(header_admit(&header, HEADER_FOR_READING, image_path, &err), -EINVAL);
     header_free(&header);
     put(AT(crypt_method), 4, 0);
     put(AT(incompatible_features), 8, QCOW2_INCOMPAT_CORRUPT);

@@ -426,6 +426,7 @@ static int co_write_new(struct qcow2 *q, guest_off guest, const uint8_t *buf, si
         return ret;
     }
     run.host = host_cluster_start(&q->geo, first);
+    run.reads_zero = run.reads_zero && !q->encrypted;
     uint64_t run_end = run.start.bytes + (run.clusters << q->geo.cluster_bits);
     size_t part = (size_t)(MIN_OF(guest.bytes + len, run_end) - guest.bytes);
     ret = co_fill_run(q, &run, guest, buf, part);

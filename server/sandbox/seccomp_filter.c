@@ -50,7 +50,7 @@ static const char *const allowed[] = {
     "stat", "stat64", "lstat", "lstat64", "newfstatat", "fstatat64", "statx", "statfs",
     "statfs64", "access", "faccessat", "faccessat2", "readlink", "readlinkat", "getcwd",
     /* memory */
-    "brk", "munmap", "mremap", "madvise", "membarrier",
+    "brk", "munmap", "mremap", "madvise", "membarrier", "mlock", "munlock",
     /* threads and signals */
     "futex", "futex_waitv", "futex_time64", "set_robust_list", "rseq", "gettid", "getpid",
     "getppid", "sched_yield", "sched_getaffinity", "getcpu", "exit", "exit_group",

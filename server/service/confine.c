@@ -5,6 +5,7 @@
 #include "service/confine.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -63,6 +64,21 @@ static int allow_accounts(struct sandbox *sandbox, struct errtext *err)
     return result;
 }
 
+/* Keys are read when an image is opened, which may be again. */
+static int allow_keys(struct sandbox *sandbox, const struct export_config *export,
+                      struct errtext *err)
+{
+    int result = 0;
+    for (unsigned i = 0; i < export->key_files.count && result == 0; i++) {
+        char *path = key_file_path(export->key_files.names[i]);
+        if (path && access(path, R_OK) == 0) {
+            result = sandbox_allow_around(sandbox, path, SANDBOX_READ, err);
+        }
+        free(path);
+    }
+    return result;
+}
+
 /* What exports that come while the server runs may name. */
 static int allow_changes(struct sandbox *sandbox, const struct export_configs *exports,
                          struct errtext *err)
@@ -70,6 +86,9 @@ static int allow_changes(struct sandbox *sandbox, const struct export_configs *e
     int result = 0;
     for (unsigned i = 0; i < exports->count && result == 0; i++) {
         result = allow_beside(sandbox, &exports->list[i], err);
+        if (result == 0) {
+            result = allow_keys(sandbox, &exports->list[i], err);
+        }
     }
     return result < 0 ? result : allow_accounts(sandbox, err);
 }
