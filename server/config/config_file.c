@@ -85,9 +85,19 @@ __attribute__((format(printf, 2, 0))) static void on_error(cfg_t *cfg, const cha
 
 /* Those that parse_text() tells libConfuse of. */
 static const char *const fields[] = {
-    "image", "description",    "read-only",        "discard",
-    "cache", "backing-format", "key-file",         "tls",
-    "allow", "tls-allow",      "bytes-per-second", "operations-per-second",
+    "image",
+    "description",
+    "read-only",
+    "snapshot",
+    "discard",
+    "cache",
+    "backing-format",
+    "key-file",
+    "tls",
+    "allow",
+    "tls-allow",
+    "bytes-per-second",
+    "operations-per-second",
 };
 
 static bool is_list(const char *field)
@@ -271,6 +281,7 @@ static int parse_text(const char *text)
         CFG_STR_CB("image", NULL, CFGF_NODEFAULT, on_value),
         CFG_STR_CB("description", NULL, CFGF_NODEFAULT, on_value),
         CFG_STR_CB("read-only", NULL, CFGF_NODEFAULT, on_value),
+        CFG_STR_CB("snapshot", NULL, CFGF_NODEFAULT, on_value),
         CFG_STR_CB("discard", NULL, CFGF_NODEFAULT, on_value),
         CFG_STR_CB("cache", NULL, CFGF_NODEFAULT, on_value),
         CFG_STR_CB("backing-format", NULL, CFGF_NODEFAULT, on_value),

@@ -50,6 +50,7 @@ void export_config_free(struct export_config *config)
     free(config->name);
     free(config->image);
     free(config->description);
+    free(config->snapshot);
     access_free(&config->access);
     key_files_free(&config->key_files);
     *config = (struct export_config){0};
@@ -65,12 +66,12 @@ static bool copy_text(char **to, const char *from)
 int export_config_copy(struct export_config *to, const struct export_config *from)
 {
     *to = *from;
-    to->name = to->image = to->description = NULL;
+    to->name = to->image = to->description = to->snapshot = NULL;
     to->access = (struct access){0};
     to->key_files = (struct key_files){.count = 0};
     if (!copy_text(&to->name, from->name) || !copy_text(&to->image, from->image) ||
         !copy_text(&to->description, from->description) ||
-        access_copy(&to->access, &from->access) < 0 ||
+        !copy_text(&to->snapshot, from->snapshot) || access_copy(&to->access, &from->access) < 0 ||
         key_files_copy(&to->key_files, &from->key_files) < 0) {
         export_config_free(to);
         return -ENOMEM;
@@ -86,9 +87,10 @@ static bool same_text(const char *a, const char *b)
 bool export_config_equal(const struct export_config *a, const struct export_config *b)
 {
     return same_text(a->name, b->name) && same_text(a->image, b->image) &&
-           same_text(a->description, b->description) && a->read_only == b->read_only &&
-           a->direct == b->direct && a->trim == b->trim && a->backing_format == b->backing_format &&
-           a->tls_only == b->tls_only && a->bytes_per_second == b->bytes_per_second &&
+           same_text(a->description, b->description) && same_text(a->snapshot, b->snapshot) &&
+           a->read_only == b->read_only && a->direct == b->direct && a->trim == b->trim &&
+           a->backing_format == b->backing_format && a->tls_only == b->tls_only &&
+           a->bytes_per_second == b->bytes_per_second &&
            a->operations_per_second == b->operations_per_second &&
            access_equal(&a->access, &b->access) && key_files_equal(&a->key_files, &b->key_files);
 }
@@ -156,7 +158,22 @@ static int set_flag(bool *flag, const char *yes, const char *no, const char *all
 static int set_read_only(struct export_config *config, const struct setting *setting,
                          struct errtext *err)
 {
-    return set_flag(&config->read_only, "true", "false", "true or false", setting, err);
+    int result = set_flag(&config->read_only, "true", "false", "true or false", setting, err);
+    if (result == 0 && !config->read_only && config->snapshot) {
+        return refuse(setting, "true for a snapshot", err);
+    }
+    return result;
+}
+
+static int set_snapshot(struct export_config *config, const struct setting *setting,
+                        struct errtext *err)
+{
+    if (*setting->value == '\0') {
+        return refuse(setting, "the name of an internal snapshot", err);
+    }
+    int result = set_wire_text(&config->snapshot, setting, err);
+    config->read_only = config->read_only || result == 0;
+    return result;
 }
 
 static int set_discard(struct export_config *config, const struct setting *setting,
@@ -251,6 +268,7 @@ int export_config_set(struct export_config *config, const char *field, const cha
         {"image", set_image},
         {"description", set_description},
         {"read-only", set_read_only},
+        {"snapshot", set_snapshot},
         {"discard", set_discard},
         {"cache", set_cache},
         {"backing-format", set_backing_format},

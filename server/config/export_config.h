@@ -23,7 +23,8 @@ struct export_config {
     char *image;       /* a path; NULL: not said yet */
     char *description; /* NULL: none */
     bool read_only;
-    bool direct; /* cache none */
+    char *snapshot; /* the internal snapshot that is shown, read-only; NULL: none */
+    bool direct;    /* cache none */
     enum trim_policy trim;
     enum backing_format backing_format; /* of backing files whose format no header names */
     struct key_files key_files;         /* of the image and those below it that are encrypted */
@@ -42,10 +43,10 @@ int export_config_copy(struct export_config *to, const struct export_config *fro
 bool export_config_equal(const struct export_config *a, const struct export_config *b);
 
 /*
- * Sets what `field` names: name, image, description, read-only, discard, cache, backing-format,
- * key-file, tls, allow, tls-allow, bytes-per-second, operations-per-second. key-file, allow and
- * tls-allow add one.
- * 0, or -errno with a message that begins with what the field is called where it was written.
+ * Sets what `field` names: name, image, description, read-only, snapshot (which is read-only),
+ * discard, cache, backing-format, key-file, tls, allow, tls-allow, bytes-per-second,
+ * operations-per-second. key-file, allow and tls-allow add one. 0, or -errno with a message that
+ * begins with what the field is called where it was written.
  */
 int export_config_set(struct export_config *config, const char *field, const char *called,
                       const char *value, struct errtext *err);

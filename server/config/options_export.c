@@ -69,6 +69,11 @@ static int take_read_only(struct config *config, char *value, struct errtext *er
     return set(config, "read-only", "--read-only", "true", err);
 }
 
+static int take_snapshot(struct config *config, char *value, struct errtext *err)
+{
+    return set(config, "snapshot", "--snapshot", value, err);
+}
+
 static int take_description(struct config *config, char *value, struct errtext *err)
 {
     return set(config, "description", "--description", value, err);
@@ -229,6 +234,8 @@ static const struct option_spec options[] = {
      take_config},
     {"export", 'e', "NAME", "the export's name (default: the empty name)", take_name},
     {"read-only", 'r', NULL, "refuse writes; the image is opened read-only", take_read_only},
+    {"snapshot", '\0', "NAME", "show the disk as it was at this internal snapshot, read-only",
+     take_snapshot},
     {"description", '\0', "TEXT", "what clients are told about the export", take_description},
     {"discard", '\0', "unmap|ignore", "give trimmed space back to the host (default), or keep it",
      take_discard},

@@ -32,6 +32,9 @@ START_TEST(every_field_counts_for_equality)
         {"discard", "ignore"},
         {"cache", "none"},
         {"backing-format", "qcow2"},
+        {"snapshot", "yesterday"},
+        {"key-file", "/keys/vm1"},
+        {"key-file", "credential:base"},
         {"tls", "require"},
         {"allow", "10.0.0.0/8"},
         {"tls-allow", "psk:alice"},
@@ -53,6 +56,10 @@ START_TEST(every_field_counts_for_equality)
     ck_assert_uint_eq(grown.bytes_per_second, 100 * MIB);
     ck_assert_uint_eq(grown.operations_per_second, 5000);
     ck_assert(grown.read_only && grown.direct && grown.trim == TRIM_IGNORE && grown.tls_only);
+    struct errtext why;
+    ck_assert_int_eq(export_config_set(&grown, "read-only", "read-only", "false", &why), -EINVAL);
+    free(grown.snapshot);
+    grown.snapshot = NULL;
     set(&grown, "read-only", "false");
     set(&grown, "discard", "unmap");
     set(&grown, "cache", "writeback");
@@ -86,6 +93,12 @@ START_TEST(bad_values_are_named)
         {"backing-format", "", "must be raw or qcow2"},
         {"cache", "unsafe", "must be writeback or none"},
         {"tls", "off", "require"},
+        {"snapshot", "", "internal snapshot"},
+        {"key-file", "", "must be a path"},
+        {"key-file", "fd:", "descriptor"},
+        {"key-file", "fd:1x", "descriptor"},
+        {"key-file", "credential:", "credential"},
+        {"key-file", "credential:../x", "credential"},
         {"allow", "everybody", "allow 'everybody': must be unix"},
         {"tls-allow", "", "tls-allow"},
         {"bytes-per-second", "fast", "bytes-per-second 'fast'"},

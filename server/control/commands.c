@@ -16,6 +16,7 @@ static const struct qmp_argument export_add_arguments[] = {
     {"allow", JSON_ARRAY, true},
     {"tls-allow", JSON_ARRAY, true},
     {"key-file", JSON_ARRAY, true},
+    {"snapshot", JSON_STRING, true},
     {"bytes-per-second", JSON_STRING, true},
     {"operations-per-second", JSON_STRING, true},
 };

@@ -92,6 +92,7 @@ static void co_open_there(void *arg)
         .direct = job->open->direct,
         .trim = job->open->trim,
         .backing_format = job->open->backing_format,
+        .snapshot = job->open->snapshot,
         .keys = ring.keys,
         .key_count = ring.count,
     };
@@ -160,6 +161,7 @@ void open_image_free(struct open_image *open)
     if (open) {
         list_remove(&open->link);
         key_files_free(&open->key_files);
+        free(open->snapshot);
         free(open->path);
         free(open);
     }

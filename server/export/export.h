@@ -4,14 +4,13 @@
  * wanted is given as a whole, at the start and whenever the configuration has changed; the table
  * finds out what that means for what there is.
  *
- *     a file         is opened once, however many exports show it: writable when one of them is
- *     an export      whose settings are the same goes on, with its clients
- *                    whose image stays as it is takes new settings over; clients whom its new rules
- *                    do not admit are told to leave
- *                    whose image must be opened in another way, or that is gone, is taken off the
- *                    list; its clients finish what is in flight and leave
- *     a new file     is opened before anything else happens: when one cannot be, nothing has
- * changed a file to be opened in another way is closed first, as it locks itself out
+ *     a file         is opened once, however many exports show it: writable when one of them is;
+ * once more for each of its snapshots an export      whose settings are the same goes on, with its
+ * clients whose image stays as it is takes new settings over; clients whom its new rules do not
+ * admit are told to leave whose image must be opened in another way, or that is gone, is taken off
+ * the list; its clients finish what is in flight and leave a new file     is opened before anything
+ * else happens: when one cannot be, nothing has changed a file to be opened in another way is
+ * closed first, as it locks itself out
  *
  * All of it happens on the main loop; each image lives on a loop of its own choice (loops.h).
  */
@@ -35,6 +34,7 @@ struct open_image {
     enum trim_policy trim;
     enum backing_format backing_format;
     struct key_files key_files;
+    char *snapshot; /* the one that is shown; NULL: none */
     struct service_loop *loop;
     struct image *image; /* NULL: not open */
     unsigned exports;    /* that show it */

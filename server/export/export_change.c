@@ -88,9 +88,15 @@ static void identify(struct wanted_image *image, const char *path)
     }
 }
 
-static bool is_same_file(const struct wanted_image *a, const struct wanted_image *b)
+static bool is_same_snapshot(const char *a, const char *b)
 {
-    return a->found && b->found && a->device == b->device && a->inode == b->inode;
+    return a && b ? strcmp(a, b) == 0 : a == b;
+}
+
+static bool is_same_image(const struct wanted_image *a, const struct wanted_image *b)
+{
+    return a->found && b->found && a->device == b->device && a->inode == b->inode &&
+           is_same_snapshot(a->first->snapshot, b->first->snapshot);
 }
 
 static int find_image(struct change *change, struct wanted_export *wanted, struct errtext *err)
@@ -100,7 +106,7 @@ static int find_image(struct change *change, struct wanted_export *wanted, struc
     struct shown one, other;
     identify(&image, config->image);
     for (unsigned i = 0; i < change->image_count && !wanted->image; i++) {
-        if (is_same_file(&image, &change->images[i])) {
+        if (is_same_image(&image, &change->images[i])) {
             wanted->image = &change->images[i];
         }
     }
@@ -139,7 +145,8 @@ static struct open_image *find_open(const struct export_table *table,
 {
     list_for_each(link, &table->images) {
         struct open_image *open = list_entry(link, struct open_image, link);
-        if (image->found && open->device == image->device && open->inode == image->inode) {
+        if (image->found && open->device == image->device && open->inode == image->inode &&
+            is_same_snapshot(open->snapshot, image->first->snapshot)) {
             return open;
         }
     }
@@ -192,7 +199,11 @@ static struct open_image *open_image_create(const struct wanted_image *image)
         .backing_format = image->first->backing_format,
     };
     list_init(&open->link);
-    if (key_files_copy(&open->key_files, &image->first->key_files) < 0) {
+    if (image->first->snapshot) {
+        open->snapshot = strdup(image->first->snapshot);
+    }
+    if ((image->first->snapshot && !open->snapshot) ||
+        key_files_copy(&open->key_files, &image->first->key_files) < 0) {
         open_image_free(open);
         return NULL;
     }

@@ -408,7 +408,29 @@ def control_seeds():
             yield f"{name}-{piece}", bytes((piece,)) + said.encode()
 
 
+def luks_seeds():
+    """Sectors of the area, a header as QEMU makes it, and the start of the slots' material."""
+    def header(family=b"aes", mode=b"xts-plain64", digest=b"sha256", key=64, iterations=2, active=1):
+        slot_sectors = (key * 4000 + 511) // 512 + 7 & ~7
+        head = b"LUKS\xba\xbe" + struct.pack(">H32s32s32sII20s32sI40s", 1, family, mode, digest,
+                                             8 + 8 * slot_sectors, key, b"d" * 20, b"s" * 32, 2, b"0-1-2-3")
+        slots = b"".join(struct.pack(">II32sII", 0xac71f3 if number < active else 0xdead, iterations, b"t" * 32,
+                                     8 + number * slot_sectors, 4000) for number in range(8))
+        return struct.pack(">H", 8 + 8 * slot_sectors) + head + slots
+
+    yield "xts", header() + b"material"
+    yield "essiv", header(mode=b"cbc-essiv:sha256", digest=b"sha1", key=16)
+    yield "ecb", header(mode=b"ecb", digest=b"ripemd160", key=32)
+    yield "twofish", header(family=b"twofish", mode=b"ctr-plain", digest=b"sha512", key=24, active=8)
+    yield "serpent", header(family=b"serpent", mode=b"xts-plain", digest=b"md5", key=32)
+    yield "cast5", header(family=b"cast5", mode=b"cbc-plain64", key=16)
+    yield "much-work", header(iterations=1 << 25)
+    yield "short-area", b"\0\1" + header()[2:]
+    yield "unknown", header(family=b"rot", mode=b"gcm-random")
+
+
 SEEDS = {
+    "luks": luks_seeds,
     "control": control_seeds,
     "backing_name": backing_name_seeds,
     "options": options_seeds,

@@ -447,6 +447,55 @@ static int co_find_cipher(struct qcow2 *q, struct errtext *err)
                      &q->cipher_spec, &q->cipher, err);
 }
 
+static const struct snapshot *find_snapshot(const struct header *header, const char *wanted)
+{
+    for (uint32_t i = 0; i < header->snapshot_count; i++) {
+        if (strcmp(header->snapshots[i].name, wanted) == 0) {
+            return &header->snapshots[i];
+        }
+    }
+    for (uint32_t i = 0; i < header->snapshot_count; i++) {
+        if (strcmp(header->snapshots[i].id, wanted) == 0) {
+            return &header->snapshots[i];
+        }
+    }
+    return NULL;
+}
+
+/*
+ * Goes back to a snapshot: its L1 table and its size take the place of the disk's. Section
+ * "Snapshots".
+ */
+static int use_snapshot(struct qcow2 *q, struct errtext *err)
+{
+    char shown[100];
+    const char *wanted = q->options.snapshot;
+    if (!wanted) {
+        return 0;
+    }
+    assert(q->image.read_only);
+    const struct snapshot *snapshot = find_snapshot(&q->header, wanted);
+    err_sanitise(shown, sizeof(shown), wanted, strlen(wanted));
+    if (!snapshot) {
+        return err_set(err, ENOENT,
+                       "%s: has no internal snapshot '%s': 'qcowd info' shows those it has",
+                       q->path, shown);
+    }
+    struct geometry geo = q->header.geo;
+    geo.size_bytes = snapshot->disk_size_bytes;
+    if (geo.size_bytes == 0 || snapshot->l1_entries < l1_entries_needed(&geo)) {
+        return err_set(err, EINVAL,
+                       "%s: l1_size of the snapshot '%s' is %" PRIu32
+                       ": allowed is at least %" PRIu64 ", for a disk of %" PRIu64 " bytes",
+                       q->path, shown, snapshot->l1_entries, l1_entries_needed(&geo),
+                       geo.size_bytes);
+    }
+    q->header.geo = geo;
+    q->header.l1_offset = snapshot->l1_offset;
+    q->header.l1_entries = snapshot->l1_entries;
+    return 0;
+}
+
 static int co_read_header(struct qcow2 *q, bool writable, struct errtext *err)
 {
     int ret = co_header_read(q->disk, &q->header, err);
@@ -458,6 +507,9 @@ static int co_read_header(struct qcow2 *q, bool writable, struct errtext *err)
         purpose = writable ? HEADER_FOR_BITMAPS : HEADER_FOR_CHECK;
     }
     ret = header_admit(&q->header, purpose, q->path, err);
+    if (ret == 0) {
+        ret = use_snapshot(q, err);
+    }
     if (ret == 0) {
         ret = co_find_cipher(q, err);
     }
@@ -687,6 +739,7 @@ static int co_open_chain(struct qcow2 *top, struct errtext *err)
 static int open_encrypted(struct qcow2 *top, struct errtext *err)
 {
     for (struct qcow2 *layer = top; layer; layer = layer->backing) {
+        layer->options.snapshot = NULL;
         layer->options.keys = NULL;
         layer->options.key_count = 0;
         if (!layer->cipher) {
@@ -737,7 +790,8 @@ int co_qcow2_open(struct world *world, const char *path, const struct qcow2_open
     if (ret < 0) {
         return ret;
     }
-    ret = co_bitmaps_open(q, err);
+    /* Bitmaps tell of the disk as it is. */
+    ret = effective.snapshot ? 0 : co_bitmaps_open(q, err);
     if (ret == 0 && !effective.bitmaps_only) {
         ret = co_open_chain(q, err);
     }

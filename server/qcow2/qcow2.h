@@ -34,6 +34,9 @@ struct qcow2_open_options {
      * an external data file are opened, and there are no calls for guest data.
      */
     bool bitmaps_only;
+    /* Read-only: the disk as it was at this internal snapshot, by its name, or else its ID; NULL:
+     * as it is. Used while it is opened. */
+    const char *snapshot;
     /*
      * Passphrases of the encrypted images of the chain, from the top; the last one is for all that
      * follow, too. Used while the chain is opened, and not after.
@@ -48,7 +51,8 @@ struct qcow2_open_options {
  * *out is owned by the caller, who ends it with image->ops->co_close(). On failure nothing has been
  * written to a file that was found damaged, and err says file, field, value and what is allowed.
  * -EINVAL, -ENOTSUP, -EIO, -ENOMEM, -EAGAIN (locked), -EACCES (a passphrase is missing or wrong),
- * -ELOOP (a chain that names itself), and what opening a file can return. May suspend.
+ * -ENOENT (no such snapshot), -ELOOP (a chain that names itself), and what opening a file can
+ * return. May suspend.
  */
 int co_qcow2_open(struct world *world, const char *path, const struct qcow2_open_options *options,
                   struct image **out, struct errtext *err);
