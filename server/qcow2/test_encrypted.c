@@ -50,7 +50,7 @@ static void begin(struct rig *rig, const struct shape *shape, uint64_t seed)
         .luks = true,
         .cipher_alg = shape->cipher,
         .cipher_mode = shape->mode,
-        .iter_time_ms = 1,
+        .iterations = 2,
     };
     rig->create.key = &right;
     rig->options.keys = &right;

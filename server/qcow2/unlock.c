@@ -297,8 +297,10 @@ static void run_init(void *arg)
 {
     struct making *work = arg;
     struct luks *luks = work->luks;
-    luks->digest_iterations =
-        choose_iterations(luks, LUKS_DIGEST_BYTES, work->iter_time_ms, DIGEST_SHARE);
+    if (luks->digest_iterations == 0) {
+        luks->digest_iterations =
+            choose_iterations(luks, LUKS_DIGEST_BYTES, work->iter_time_ms, DIGEST_SHARE);
+    }
     work->result = luks_init(luks, work->key);
 }
 
@@ -321,7 +323,9 @@ static int co_fill_slot(struct world *world, struct luks *luks, unsigned slot,
                         const uint8_t *key, uint8_t *material)
 {
     struct choosing choosing = {luks, slot, iter_time_ms};
-    world->ops->co_work(world, run_choose, &choosing);
+    if (luks->slots[slot].iterations == 0) {
+        world->ops->co_work(world, run_choose, &choosing);
+    }
     fill_random(world, luks->slots[slot].salt, LUKS_SALT_BYTES);
     fill_random(world, material, (size_t)luks_material_bytes(luks));
     struct derivation work = {luks, slot, material, passphrase, (uint8_t *)(uintptr_t)key, 0};
@@ -346,11 +350,13 @@ int co_luks_make(struct world *world, const struct encryption_options *options,
         fill_random(world, volume, luks_key_bytes(luks));
         fill_random(world, luks->digest_salt, LUKS_SALT_BYTES);
         make_uuid(world, luks->uuid);
+        luks->digest_iterations = options->iterations;
         struct making work = {luks, options->iter_time_ms, volume, 0};
         world->ops->co_work(world, run_init, &work);
         ret = work.result;
     }
     if (ret == 0) {
+        luks->slots[0].iterations = options->iterations;
         *len = (size_t)(luks_material_offset(luks, 0) + luks_material_bytes(luks));
         area = calloc(1, *len);
         ret = area ? co_fill_slot(world, luks, 0, key, options->iter_time_ms, volume,
@@ -416,6 +422,7 @@ static int co_add_to_slot(struct disk *disk, const struct header *header, struct
 {
     size_t len = (size_t)luks_material_bytes(luks);
     uint8_t *material = secret_alloc(len);
+    luks->slots[slot].iterations = 0; /* of whoever had it before */
     int ret = material
                   ? co_fill_slot(disk->world, luks, slot, added, iter_time_ms, volume, material)
                   : -ENOMEM;

@@ -36,6 +36,7 @@ struct encryption_options {
     const char *iv_hash;
     const char *hash;
     uint32_t iter_time_ms; /* 0: 2000 */
+    uint32_t iterations;   /* for tests, which have no secret to keep: so many; 0: by the time */
 };
 
 /*

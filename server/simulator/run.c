@@ -420,7 +420,7 @@ static void draw_window(struct run *run)
 {
     uint64_t cluster = run->plan.create.cluster_bytes;
     uint64_t size = run->plan.create.size_bytes;
-    if (cluster > TIGHT_CLUSTER_BYTES) {
+    if (cluster > TIGHT_CLUSTER_BYTES || run->plan.create.data_file_name) {
         return;
     }
     uint64_t len = cluster * (1 + below(run, 12));

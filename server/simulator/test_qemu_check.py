@@ -24,7 +24,11 @@ def main():
             for name in sorted(os.listdir(os.path.join(directory, seed))):
                 if not name.endswith(".qcow2"):
                     continue
-                result = subprocess.run(["qemu-img", "check", name], text=True,
+                with open(os.path.join(directory, seed, name), "rb") as image:
+                    encrypted = image.read(36)[32:] == b"\0\0\0\2"
+                what = ["--object", "secret,id=key,data=seed", "--image-opts",
+                        f"driver=qcow2,file.filename={name},encrypt.key-secret=key"] if encrypted else [name]
+                result = subprocess.run(["qemu-img", "check", *what], text=True,
                                         cwd=os.path.join(directory, seed),
                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                         check=False)

@@ -13,6 +13,7 @@
 
 #include "base/check.h"
 #include "base/limits.h"
+#include "crypto/library.h"
 #include "simulator/run.h"
 
 static const char *const request_names[] = {"read", "write", "zero", "trim", "flush", "extents"};
@@ -101,6 +102,46 @@ void plan_draw_places(struct run *run, uint64_t size_bytes)
     }
 }
 
+/*
+ * Some images are encrypted: found from the seed, and not drawn, so that others are what they were.
+ * Compressed clusters are not encrypted, and nobody makes such images.
+ */
+static void choose_encryption(struct run *run)
+{
+    static uint8_t passphrase[] = "seed";
+    static const struct image_key key = {"the plan", passphrase, sizeof(passphrase) - 1};
+    static const char *const modes[] = {"cbc", "ctr", "xts"};
+    struct plan *plan = &run->plan;
+    uint64_t chosen = run->seed * 0x9e3779b97f4a7c15ULL >> 32;
+    if (!crypto_library_present() || chosen % 8 != 0) {
+        return;
+    }
+    plan->create.encryption = (struct encryption_options){
+        .luks = true,
+        .cipher_alg = "aes-128",
+        .cipher_mode = modes[chosen / 8 % ARRAY_LEN(modes)],
+        .iterations = 1,
+    };
+    plan->create.key = plan->open.keys = &key;
+    plan->open.key_count = 1;
+    plan->compressed = false;
+}
+
+/* The same for external data files, which are for disks without snapshots and compression. */
+static void choose_data_file(struct run *run)
+{
+    struct plan *plan = &run->plan;
+    uint64_t chosen = run->seed * 0x9e3779b97f4a7c15ULL >> 40;
+    if (plan->create.version < 3 || chosen % 8 != 0) {
+        return;
+    }
+    plan->create.data_file_name = "disk.data";
+    plan->create.data_file_raw =
+        chosen / 8 % 2 == 0 && plan->backing == BACKING_NONE && !plan->create.encryption.luks;
+    plan->compressed = false;
+    plan->snapshot = false;
+}
+
 void plan_draw(struct run *run)
 {
     static const unsigned usual_weights[REQUEST_KINDS] = {8, 12, 4, 4, 1, 1};
@@ -126,6 +167,8 @@ void plan_draw(struct run *run)
     }
     plan->fua_ppm = below(run, 2) ? 0 : (unsigned)below(run, 300000);
     plan->pause_ppm = below(run, 2) ? 0 : (unsigned)below(run, 500000);
+    choose_encryption(run);
+    choose_data_file(run);
 }
 
 void plan_describe(const struct plan *plan, char *text, unsigned long text_bytes)
@@ -133,13 +176,17 @@ void plan_describe(const struct plan *plan, char *text, unsigned long text_bytes
     static const char *const backing[] = {"none", "raw", "qcow2", "qcow2 on raw"};
     snprintf(text, text_bytes,
              "version %u, %" PRIu64 " bytes, clusters of %" PRIu64
-             ", refcounts of %u bits%s%s%s%s, "
+             ", refcounts of %u bits%s%s%s%s%s%s, "
              "backing %s (raw %" PRIu64 ", qcow2 %" PRIu64 "), cache %" PRIu64 ", commit %" PRIu64
              " ms, %s, %u lives of %u clients with %u requests",
              plan->create.version, plan->create.size_bytes, plan->create.cluster_bytes,
              plan->create.refcount_bits, plan->create.extended_l2 ? ", extended L2" : "",
              plan->create.lazy_refcounts ? ", lazy refcounts" : "",
              plan->compressed ? ", compressed" : "", plan->snapshot ? ", snapshot" : "",
+             plan->create.encryption.luks ? ", encrypted" : "",
+             plan->create.data_file_raw    ? ", raw data file"
+             : plan->create.data_file_name ? ", data file"
+                                           : "",
              backing[plan->backing], plan->raw_bytes, plan->base_bytes, plan->open.cache_bytes,
              plan->open.commit_interval_ms,
              plan->open.trim == TRIM_UNMAP ? "trim unmaps" : "trim ignored", plan->lives,
