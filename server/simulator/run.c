@@ -761,6 +761,7 @@ void run_seed(struct run *run)
         dump_file(run, IMAGE_NAME);
         dump_file(run, BASE_NAME);
         dump_file(run, RAW_NAME);
+        dump_file(run, PLAN_DATA_NAME);
     }
     struct sim_counts counts = sim_counts(run->world);
     run->statistics->disk_operations += counts.reads + counts.writes + counts.flushes +

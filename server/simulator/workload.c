@@ -135,7 +135,7 @@ static void choose_data_file(struct run *run)
     if (plan->create.version < 3 || chosen % 8 != 0) {
         return;
     }
-    plan->create.data_file_name = "disk.data";
+    plan->create.data_file_name = PLAN_DATA_NAME;
     plan->create.data_file_raw =
         chosen / 8 % 2 == 0 && plan->backing == BACKING_NONE && !plan->create.encryption.luks;
     plan->compressed = false;

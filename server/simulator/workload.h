@@ -26,6 +26,9 @@ enum request_kind {
 
 enum backing_kind { BACKING_NONE, BACKING_RAW, BACKING_QCOW2, BACKING_QCOW2_ON_RAW };
 
+/* The data file of an image that has one. */
+#define PLAN_DATA_NAME "disk.data"
+
 struct plan {
     struct create_options create;
     struct qcow2_open_options open;
