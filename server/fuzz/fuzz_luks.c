@@ -3,7 +3,7 @@
  * LUKS headers. An input is how long the area is, the header's bytes, and what the material of its
  * slots is made of. Demanded: what is refused is refused in one line; what is let through lies
  * inside the area, apart, with bounded work to do, and is read the same when it is written down
- * again. Where the work is small, a passphrase is tried: it opens nothing.
+ * again. Where the work is small, a passphrase is tried.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -79,7 +79,8 @@ static void try_slots(const struct luks *luks, struct feed *feed)
         }
         memcpy(material, bytes, given);
         int rc = luks_unlock(luks, i, material, passphrase, sizeof(passphrase) - 1, key);
-        demand(rc == -EACCES || rc == -ENOMEM, "a chance of one in 2^160: %d", rc);
+        /* libFuzzer sees what the digest is compared with, and writes it into the header. */
+        demand(rc == 0 || rc == -EACCES || rc == -ENOMEM, "%d", rc);
     }
     free(material);
 }

@@ -11,12 +11,16 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "base/check.h"
 #include "base/limits.h"
 #include "fuzz/fuzz.h"
 #include "fuzz/image_rig.h"
 #include "io/sim.h"
+#include "qcow2/qcow2.h"
 
 #define STEPS_MAX       400000U
+#define SHOWN_MAX       3U
+#define SHOWN_BYTES_MAX 16384U
 #define DATA_CLUSTERS   4U
 #define TABLE_CLUSTERS  4U /* the snapshot table's room */
 #define SNAPSHOTS_MAX   12U
@@ -389,6 +393,50 @@ static void co_use(struct job *job)
     demand(rc == 0, "closing: %d: %s", rc, err.text);
 }
 
+/*
+ * Each snapshot as --snapshot shows it, by the names and IDs that there are: all of it is read, or
+ * refused, and nothing is written.
+ */
+static void co_show(struct job *job, const char *name)
+{
+    struct qcow2_open_options options = {.read_only = true, .snapshot = name};
+    struct errtext err = {""};
+    struct image *image;
+    uint8_t bytes[700];
+
+    int rc = co_qcow2_open(job->world, FUZZ_IMAGE, &options, &image, &err);
+    fuzz_demand_line("a message", err.text);
+    if (rc < 0) {
+        return;
+    }
+    for (uint64_t at = 0; at < MIN_OF(image->size_bytes, SHOWN_BYTES_MAX); at += sizeof(bytes)) {
+        uint64_t len = MIN_OF(image->size_bytes - at, sizeof(bytes));
+        rc = image->ops->co_read(image, at, bytes, (size_t)len, NULL);
+        demand(rc == 0 || !job->well_written, "a read of a snapshot fails: %d", rc);
+    }
+    rc = image->ops->co_close(image, &err);
+    demand(rc == 0, "closing: %d: %s", rc, err.text);
+}
+
+static void co_show_all(struct job *job)
+{
+    struct errtext err = {""};
+    struct disk *disk;
+    struct header header;
+
+    int rc = job->world->ops->co_disk_open(job->world, FUZZ_IMAGE, DISK_READ_ONLY, &disk, &err);
+    demand(rc == 0, "%s", err.text);
+    if (co_header_read(disk, &header, &err) == 0) {
+        for (uint32_t i = 0; i < MIN_OF(header.snapshot_count, SHOWN_MAX); i++) {
+            co_show(job, header.snapshots[i].name);
+            co_show(job, header.snapshots[i].id);
+        }
+        header_free(&header);
+    }
+    disk_close(disk);
+    co_show(job, "none of them");
+}
+
 static void co_job(void *arg)
 {
     struct job *job = arg;
@@ -405,6 +453,7 @@ static void co_job(void *arg)
     }
     job->sound = is_clean(&before) && before.may_write;
     demand(job->sound || !job->well_written, "well written, and not sound");
+    co_show_all(job);
     co_use(job);
     if (job->sound) {
         struct judgement after = co_image_rig_check(job->world, CHECK_ONLY);
