@@ -242,48 +242,26 @@ static int parse_encrypt_format(struct create_options *options, const char *name
 }
 
 /* What these may be is checked when all are known (choose_spec() in unlock.c). */
-static int parse_cipher_alg(struct create_options *options, const char *name, const char *value,
-                            struct errtext *err)
+static int parse_encrypt_name(struct create_options *options, const char *name, const char *value,
+                              struct errtext *err)
 {
-    (void)name;
+    struct encryption_options *encryption = &options->encryption;
+    const struct {
+        const char *name;
+        const char **value;
+    } names[] = {
+        {"encrypt.cipher-alg", &encryption->cipher_alg},
+        {"encrypt.cipher-mode", &encryption->cipher_mode},
+        {"encrypt.ivgen-alg", &encryption->iv_gen},
+        {"encrypt.ivgen-hash-alg", &encryption->iv_hash},
+        {"encrypt.hash-alg", &encryption->hash},
+    };
     (void)err;
-    options->encryption.cipher_alg = value;
-    return 0;
-}
-
-static int parse_cipher_mode(struct create_options *options, const char *name, const char *value,
-                             struct errtext *err)
-{
-    (void)name;
-    (void)err;
-    options->encryption.cipher_mode = value;
-    return 0;
-}
-
-static int parse_iv_gen(struct create_options *options, const char *name, const char *value,
-                        struct errtext *err)
-{
-    (void)name;
-    (void)err;
-    options->encryption.iv_gen = value;
-    return 0;
-}
-
-static int parse_iv_hash(struct create_options *options, const char *name, const char *value,
-                         struct errtext *err)
-{
-    (void)name;
-    (void)err;
-    options->encryption.iv_hash = value;
-    return 0;
-}
-
-static int parse_hash(struct create_options *options, const char *name, const char *value,
-                      struct errtext *err)
-{
-    (void)name;
-    (void)err;
-    options->encryption.hash = value;
+    for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+        if (strcmp(name, names[i].name) == 0) {
+            *names[i].value = value;
+        }
+    }
     return 0;
 }
 
@@ -334,11 +312,11 @@ int create_option_parse(struct create_options *options, char *assignment, struct
         {"data_file", parse_data_file},
         {"data_file_raw", parse_data_file_raw},
         {"encrypt.format", parse_encrypt_format},
-        {"encrypt.cipher-alg", parse_cipher_alg},
-        {"encrypt.cipher-mode", parse_cipher_mode},
-        {"encrypt.ivgen-alg", parse_iv_gen},
-        {"encrypt.ivgen-hash-alg", parse_iv_hash},
-        {"encrypt.hash-alg", parse_hash},
+        {"encrypt.cipher-alg", parse_encrypt_name},
+        {"encrypt.cipher-mode", parse_encrypt_name},
+        {"encrypt.ivgen-alg", parse_encrypt_name},
+        {"encrypt.ivgen-hash-alg", parse_encrypt_name},
+        {"encrypt.hash-alg", parse_encrypt_name},
         {"encrypt.iter-time", parse_iter_time},
         {"encrypt.key-secret", parse_key_secret},
     };
