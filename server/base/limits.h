@@ -78,6 +78,8 @@
 /* Rounds of the hash that a LUKS header may ask for, in all its slots together: a minute or less.
  * What programs make by themselves is two seconds a slot. */
 #define LIMIT_LUKS_ROUNDS 100000000U
+/* How long trying a passphrase may be asked to take. */
+#define LIMIT_LUKS_ITER_TIME_MS 60000U
 /* A passphrase; QEMU's and cryptsetup's are shorter. */
 #define LIMIT_PASSPHRASE_BYTES 8192U
 

@@ -40,7 +40,7 @@ static int co_on_disk(const struct config *config, struct disk *disk, const stru
     if (result < 0) {
         return result;
     }
-    /* What reading demands is enough: nothing but the slots changes. */
+    /* What a check demands is enough: nothing but the slots changes. */
     result = header_admit(&header, HEADER_FOR_CHECK, disk->path, err);
     if (result == 0) {
         result = co_change_keys(config, disk, &header, now, added, err);

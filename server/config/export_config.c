@@ -158,11 +158,16 @@ static int set_flag(bool *flag, const char *yes, const char *no, const char *all
 static int set_read_only(struct export_config *config, const struct setting *setting,
                          struct errtext *err)
 {
-    int result = set_flag(&config->read_only, "true", "false", "true or false", setting, err);
-    if (result == 0 && !config->read_only && config->snapshot) {
+    bool read_only = false;
+    int result = set_flag(&read_only, "true", "false", "true or false", setting, err);
+    if (result < 0) {
+        return result;
+    }
+    if (!read_only && config->snapshot) {
         return refuse(setting, "true for a snapshot", err);
     }
-    return result;
+    config->read_only = read_only;
+    return 0;
 }
 
 static int set_snapshot(struct export_config *config, const struct setting *setting,

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/check.h"
+#include "base/limits.h"
 #include "crypto/luks.h"
 
 int option_take_key_file(struct config *config, char *value, struct errtext *err)
@@ -34,7 +35,7 @@ static int take_slot(struct config *config, char *value, struct errtext *err)
 
 static int take_iter_time(struct config *config, char *value, struct errtext *err)
 {
-    if (!option_parse_number(value, 60000, &config->key.iter_time_ms) ||
+    if (!option_parse_number(value, LIMIT_LUKS_ITER_TIME_MS, &config->key.iter_time_ms) ||
         config->key.iter_time_ms == 0) {
         return option_refuse_value("--iter-time", value, "milliseconds, from 1 to 60000", err);
     }

@@ -269,7 +269,7 @@ static int parse_iter_time(struct create_options *options, const char *name, con
                            struct errtext *err)
 {
     uint64_t ms;
-    if (parse_size(value, &ms) < 0 || ms == 0 || ms > 60000) {
+    if (parse_size(value, &ms) < 0 || ms == 0 || ms > LIMIT_LUKS_ITER_TIME_MS) {
         return bad_value(name, value, "milliseconds, from 1 to 60000", err);
     }
     options->encryption.iter_time_ms = (uint32_t)ms;

@@ -39,6 +39,13 @@ static const struct shape shapes[] = {
     {CLUSTER, false, NULL, "twofish-192", "xts"}, {4096, false, NULL, "serpent-256", "ctr"},
 };
 
+/* NULL: none. */
+static void use_key(struct rig *rig, const struct image_key *key)
+{
+    rig->options.keys = key;
+    rig->options.key_count = key ? 1 : 0;
+}
+
 static void begin(struct rig *rig, const struct shape *shape, uint64_t seed)
 {
     rig_init(rig, seed);
@@ -53,8 +60,7 @@ static void begin(struct rig *rig, const struct shape *shape, uint64_t seed)
         .iterations = 2,
     };
     rig->create.key = &right;
-    rig->options.keys = &right;
-    rig->options.key_count = 1;
+    use_key(rig, &right);
 }
 
 /* No 16 bytes of what is written may be the guest's. */
@@ -86,8 +92,6 @@ static void co_disk_is_secret(struct rig *rig)
         co_rig_expect(rig, 6 * CLUSTER + 300, 10000, 0);
         rig->look = NULL;
         co_rig_close(rig);
-        rig->options.keys = &right;
-        rig->options.key_count = 1;
         co_rig_open(rig);
     }
 }
@@ -136,8 +140,7 @@ END_TEST
 static void co_try(struct rig *rig, const struct image_key *key, int error, const char *says)
 {
     struct errtext err = {""};
-    rig->options.keys = key;
-    rig->options.key_count = key ? 1 : 0;
+    use_key(rig, key);
     int ret = co_rig_try_open(rig, &err);
     ck_assert_msg(ret == -error && strstr(err.text, says), "%d: %s", ret, err.text);
 }
@@ -153,8 +156,7 @@ static void co_refuse_keys(struct rig *rig)
     ck_assert_mem_eq(before.bytes, after.bytes, before.len_bytes);
     free(before.bytes);
     free(after.bytes);
-    rig->options.keys = &right;
-    rig->options.key_count = 1;
+    use_key(rig, &right);
     co_rig_open(rig);
 }
 
@@ -187,8 +189,7 @@ static void co_change_slots(struct rig *rig)
     ck_assert_int_eq(co_key_remove(disk, &rig->q->header, &second, &slot, &err), -EPERM);
     co_rig_close(rig);
     co_try(rig, &right, EACCES, "opens none");
-    rig->options.keys = &second;
-    rig->options.key_count = 1;
+    use_key(rig, &second);
     co_rig_open(rig);
 }
 
@@ -231,6 +232,7 @@ static void co_damage(struct rig *rig)
     memcpy(image.bytes + at, bytes, sizeof(bytes));
     rig_put(rig, RIG_IMAGE, &image);
     free(image.bytes);
+    use_key(rig, &right);
     co_rig_open(rig);
 }
 

@@ -359,9 +359,16 @@ int co_luks_make(struct world *world, const struct encryption_options *options,
         luks->slots[0].iterations = options->iterations;
         *len = (size_t)(luks_material_offset(luks, 0) + luks_material_bytes(luks));
         area = calloc(1, *len);
-        ret = area ? co_fill_slot(world, luks, 0, key, options->iter_time_ms, volume,
-                                  area + luks_material_offset(luks, 0))
-                   : -ENOMEM;
+        /* Before it is encrypted, material is as good as the key. */
+        uint8_t *material = secret_alloc((size_t)luks_material_bytes(luks));
+        ret = area && material
+                  ? co_fill_slot(world, luks, 0, key, options->iter_time_ms, volume, material)
+                  : -ENOMEM;
+        if (ret == 0) {
+            memcpy(area + luks_material_offset(luks, 0), material,
+                   (size_t)luks_material_bytes(luks));
+        }
+        secret_free(material);
     }
     secret_free(volume);
     if (ret < 0) {
